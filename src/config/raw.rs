@@ -1,0 +1,1 @@
+//! The serde shape of files and environment.

@@ -1,0 +1,1 @@
+//! Durations (`5ms`) and sizes (`8MiB`).

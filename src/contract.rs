@@ -1,0 +1,171 @@
+//! The messages that the parts send each other. The relay sees neither SQL nor lapin: only these.
+//!
+//! ```text
+//! source → relay   Input::{Rows, Page}           relay → source   (bounded channel: back-pressure)
+//! relay → lane     Vec<Message>                  lane → relay     Vec<Outcome>
+//! relay → keeper   Commit                        keeper → relay   Committed
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::event::{Event, Message, Seq};
+use crate::snapshot::Snapshot;
+
+/// What a source sends.
+#[derive(Debug)]
+pub enum Input {
+    /// Events, in delivery order. Their order per key is the order of publication.
+    Rows(Batch),
+    /// Which rows a window holds. The cursor moves by windows only.
+    Page(Page),
+}
+
+/// Events on their way to the relay.
+#[derive(Debug)]
+pub struct Batch {
+    /// How they were read.
+    pub via: Via,
+    /// In delivery order.
+    pub events: Vec<Event>,
+}
+
+/// How an event was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// A poll page.
+    Poll,
+}
+
+impl Via {
+    /// The value of the metric label `via`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Via::Poll => "poll",
+        }
+    }
+}
+
+/// One window [`from`, `upper`): every transaction that completed between two snapshots.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Rises by one with each window of a session.
+    pub id: u64,
+    /// P: everything visible in it is settled.
+    pub from: Arc<Snapshot>,
+    /// The snapshot that closes the window; becomes P.
+    pub upper: Arc<Snapshot>,
+    /// `prune_seq` that goes with `upper` once it is P: `max_seq` of the cursor row version visible in it.
+    pub prune_seq: Seq,
+    /// No row of the window lies above this.
+    pub ceil: Seq,
+    /// Rows at or below this were settled before this session.
+    pub after_seq: Seq,
+    /// Opened in this session, not taken up from the cursor row.
+    pub fresh: bool,
+}
+
+/// A page of a window: `seqs` ascend within the window and over its pages.
+#[derive(Debug)]
+pub struct Page {
+    /// Which window.
+    pub window: Arc<Window>,
+    /// The rows of this page.
+    pub seqs: Vec<Seq>,
+    /// No more rows in this window.
+    pub last: bool,
+}
+
+/// What became of one published message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The event.
+    pub seq: Seq,
+    /// The event.
+    pub event_id: Uuid,
+    /// What became of it.
+    pub result: Published,
+    /// From handing it to the socket to its confirm.
+    pub took: Duration,
+}
+
+/// The broker's answer for one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// Acked without a return: at least one queue has it.
+    Confirmed,
+    /// Back-pressure: retry later.
+    Nacked,
+    /// No queue took it.
+    Returned {
+        /// AMQP reply code, e.g. 312.
+        code: u16,
+        /// AMQP reply text, e.g. `NO_ROUTE`.
+        text: String,
+    },
+    /// Can never go: over a size limit.
+    TooLarge {
+        /// Which limit, with both numbers.
+        reason: String,
+    },
+    /// Can never go: cannot be encoded.
+    Invalid {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A batch for a lane.
+pub type LaneBatch = Vec<Message>;
+
+/// Where a pipeline stands. All before it is settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// P.
+    pub snapshot: Arc<Snapshot>,
+    /// Rows of the next windows' `new` branch lie above this.
+    pub prune_seq: Seq,
+    /// The window in progress, if any.
+    pub window: Option<WindowPosition>,
+}
+
+/// The settled prefix of the window in progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WindowPosition {
+    /// [`Window::upper`].
+    pub upper: Arc<Snapshot>,
+    /// [`Window::prune_seq`].
+    pub prune_seq: Seq,
+    /// [`Window::ceil`].
+    pub ceil: Seq,
+    /// Every row of the window at or below this is settled.
+    pub seq: Seq,
+}
+
+/// A cursor write, relay → keeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Rises by one with each commit of a session.
+    pub id: u64,
+    /// The new position.
+    pub position: Position,
+    /// P has moved since the last commit: `floor_seq` may move with it.
+    pub closes: bool,
+    /// Highest sequence value seen before this commit was sent.
+    pub max_seq: Seq,
+    /// Events before `position` that the broker confirmed, since the pipeline began.
+    pub confirmed: i64,
+}
+
+/// A cursor write that is in the database, keeper → relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// [`Commit::id`].
+    pub id: u64,
+}
+
+/// When something is due.
+pub type Due = Instant;

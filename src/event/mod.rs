@@ -1,0 +1,93 @@
+//! One outbox row ([`Event`]) and the message it becomes ([`Message`]). Pure: no I/O, no clock.
+//!
+//! - `assemble` turns an event into a message: routing key, properties, headers, and a body made by
+//! - `structured` (one CloudEvents JSON document) or `binary` (the payload as it was committed).
+//! - `route` renders the routing key.
+
+use uuid::Uuid;
+
+/// A transaction id as PostgreSQL's `xid8`: 64 bits, never wraps.
+pub type Xid = u64;
+
+/// `statecast.outbox.seq`: allocated in write order, unique for ever, with gaps.
+pub type Seq = i64;
+
+/// One row of `statecast.outbox`, with its JSON as the bytes that were committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The writing (top-level) transaction.
+    pub xid: Xid,
+    /// Position in write order.
+    pub seq: Seq,
+    /// The idempotency key, fixed at write.
+    pub event_id: Uuid,
+    /// `[A-Za-z0-9_-]{1,64}`.
+    pub aggregate_type: String,
+    /// 1–200 bytes.
+    pub aggregate_id: String,
+    /// `[A-Za-z0-9_.-]{1,128}`.
+    pub event_type: String,
+    /// Semantic version of the payload's schema.
+    pub schema_version: String,
+    /// The application's own version of the entity, if it keeps one.
+    pub entity_version: Option<i64>,
+    /// Full state as JSON text; `None` = the entity was deleted.
+    pub payload: Option<Vec<u8>>,
+    /// Extension attributes: a flat JSON object, as text.
+    pub headers: Option<Vec<u8>>,
+    /// Groups the events of one request or saga.
+    pub correlation_id: Option<String>,
+    /// The event or command that led to this one.
+    pub causation_id: Option<String>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+    /// W3C trace context.
+    pub tracestate: Option<String>,
+    /// Time of writing, microseconds since 1970-01-01 UTC.
+    pub recorded_at_us: i64,
+}
+
+/// A message as the sink publishes it. Knows AMQP's vocabulary, but no client library's types.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// The event's place in write order: how outcomes are matched in the relay.
+    pub seq: Seq,
+    /// `message_id`.
+    pub event_id: Uuid,
+    /// 64-bit hash of the partition key: lane and ordering.
+    pub key_hash: u64,
+    /// Rendered from the template; at most 255 bytes.
+    pub routing_key: String,
+    /// AMQP `type`: prefix + event type.
+    pub event_type: String,
+    /// AMQP `content_type`.
+    pub content_type: &'static str,
+    /// AMQP `timestamp`, seconds since the epoch.
+    pub timestamp_s: u64,
+    /// Time of writing, microseconds since the epoch, for latency figures.
+    pub recorded_at_us: i64,
+    /// AMQP `correlation_id`.
+    pub correlation_id: Option<String>,
+    /// AMQP headers in a fixed order.
+    pub headers: Vec<(String, HeaderValue)>,
+    /// The body, complete.
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    /// Bytes this message holds in memory, roughly: what the read-ahead is measured in.
+    pub fn bytes(&self) -> usize {
+        self.body.len() + self.headers.len() * 48 + 256
+    }
+}
+
+/// An AMQP header value of the kinds that Statecast writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderValue {
+    /// AMQP long string.
+    Text(String),
+    /// AMQP boolean.
+    Bool(bool),
+    /// AMQP 32-bit integer (`I`).
+    Int(i32),
+}

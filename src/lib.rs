@@ -1,0 +1,18 @@
+//! Statecast: a relay for PostgreSQL outbox tables.
+//!
+//! Applications write an event to `statecast.outbox` inside the transaction that changes their data. Statecast reads
+//! those rows, wraps each into a CloudEvent that carries the entity's full state, and publishes it to RabbitMQ.
+//!
+//! ```text
+//! source ──Batch──▶ assemble ──▶ route ──▶ sink
+//!    ▲                                       │
+//!    └──────── settled prefix ◀── outcomes ──┘
+//! ```
+//!
+//! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
+//! parts, which do not import each other. `snapshot`, `health` and `metrics` are leaves that any of them may use.
+
+pub mod config;
+pub mod contract;
+pub mod event;
+pub mod snapshot;

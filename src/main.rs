@@ -1,0 +1,3 @@
+//! The `statecast` command.
+
+fn main() {}
