@@ -2,7 +2,13 @@
 //!
 //! - `assemble` turns an event into a message: routing key, properties, headers, and a body made by
 //! - `structured` (one CloudEvents JSON document) or `binary` (the payload as it was committed).
-//! - `route` renders the routing key.
+//! - `headers` reads the extension attributes, `route` renders the routing key.
+
+pub mod assemble;
+pub mod binary;
+pub mod headers;
+pub mod route;
+pub mod structured;
 
 use uuid::Uuid;
 
