@@ -1,16 +1,13 @@
 //! The messages that the parts send each other. The relay sees neither SQL nor lapin: only these.
 //!
 //! ```text
-//! source → relay   Input::{Rows, Page}           relay → source   (bounded channel: back-pressure)
-//! relay → lane     Vec<Message>                  lane → relay     Vec<Outcome>
+//! source → relay   Input::{Rows, Page}, Batch    relay → source   Fetch
+//! relay → lane     Vec<Arc<Message>>             lane → relay     Vec<Outcome>
 //! relay → keeper   Commit                        keeper → relay   Committed
 //! ```
 
 use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::time::Instant;
-use uuid::Uuid;
 
 use crate::event::{Event, Message, Seq};
 use crate::snapshot::Snapshot;
@@ -80,12 +77,10 @@ pub struct Page {
 }
 
 /// What became of one published message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// The event.
-    pub seq: Seq,
-    /// The event.
-    pub event_id: Uuid,
+    /// The message, as it was handed to the lane.
+    pub message: Arc<Message>,
     /// What became of it.
     pub result: Published,
     /// From handing it to the socket to its confirm.
@@ -118,8 +113,15 @@ pub enum Published {
     },
 }
 
-/// A batch for a lane.
-pub type LaneBatch = Vec<Message>;
+/// A batch for a lane. Shared, because a message that the broker refuses is published again.
+pub type LaneBatch = Vec<Arc<Message>>;
+
+/// Rows that the relay wants once more, relay → source: it let go of their bodies to keep its memory bounded.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Rows of windows that are not settled, in write order per key.
+    pub seqs: Vec<Seq>,
+}
 
 /// Where a pipeline stands. All before it is settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +167,6 @@ pub struct Commit {
 pub struct Committed {
     /// [`Commit::id`].
     pub id: u64,
+    /// Every unsettled row lies above this.
+    pub floor_seq: Seq,
 }
-
-/// When something is due.
-pub type Due = Instant;

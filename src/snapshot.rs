@@ -32,6 +32,11 @@ impl Snapshot {
     pub fn sees(&self, xid: Xid) -> bool {
         xid < self.xmin || (xid < self.xmax && self.xip.binary_search(&xid).is_err())
     }
+
+    /// Does this snapshot see every transaction that `other` sees?
+    pub fn covers(&self, other: &Snapshot) -> bool {
+        self.xmax >= other.xmax && self.xip.iter().all(|xid| !other.sees(*xid))
+    }
 }
 
 impl fmt::Display for Snapshot {
@@ -83,6 +88,14 @@ mod tests {
         let seen: Vec<Xid> = (8..18).filter(|x| s.sees(*x)).collect();
         assert_eq!(seen, [8, 9, 10, 12, 14]);
         assert!(!Snapshot::NOTHING.sees(1));
+    }
+
+    #[test]
+    fn covers_what_it_sees() {
+        let s = |text: &str| text.parse::<Snapshot>().unwrap();
+        assert!(s("10:15:11,13").covers(&s("10:12:11")));
+        assert!(!s("10:15:11,13").covers(&s("14:14:")));
+        assert!(!s("10:15:").covers(&s("10:16:")));
     }
 
     #[test]

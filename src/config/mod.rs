@@ -1,19 +1,27 @@
 //! Configuration: parsed once into types that cannot be invalid.
 //!
-//! `raw` is the shape of files and environment, `load` reads and validates it and reports every mistake together,
-//! `units` parses durations and sizes, `template` the routing key, `secret` keeps passwords out of every print.
+//! `keys` is the table of all keys, `load` reads file and environment into `raw`, `validate` turns that into types by way
+//! of `reader` (one value each) and `queues`, and reports every mistake together; `units` parses durations and sizes,
+//! `template` the routing key, `secret` keeps passwords out of every print.
 
+mod keys;
 pub mod load;
+mod queues;
 mod raw;
+mod reader;
 pub mod secret;
 pub mod template;
+#[cfg(test)]
+mod tests;
 pub mod units;
+mod validate;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use load::{ConfigErrors, load};
+pub use keys::reference;
+pub use load::{ConfigErrors, environment, load};
 pub use secret::SecretString;
 pub use template::Template;
 
@@ -204,7 +212,7 @@ pub struct Queue {
     pub bindings: Vec<String>,
     /// `quorum` (default), `classic` or `stream`.
     pub kind: QueueKind,
-    /// Further `x-…` arguments, in the order of the file.
+    /// Further `x-…` arguments, by name.
     pub arguments: Vec<(String, Argument)>,
 }
 
