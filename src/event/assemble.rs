@@ -55,11 +55,7 @@ pub(super) struct Attributes<'a> {
 
 impl Attributes<'_> {
     pub(super) fn operation(&self) -> &'static str {
-        if self.event.payload.is_some() {
-            "upsert"
-        } else {
-            "delete"
-        }
+        if self.event.payload.is_some() { "upsert" } else { "delete" }
     }
 
     /// Attributes that the application may or may not have given.
@@ -97,20 +93,12 @@ impl Assembler {
         let routing_key = routing_key(&self.routing_key, &event)?;
         let kind = [self.type_prefix.as_str(), &event.event_type].concat();
         short("type", &kind)?;
-        short(
-            "correlation_id",
-            event.correlation_id.as_deref().unwrap_or_default(),
-        )?;
+        short("correlation_id", event.correlation_id.as_deref().unwrap_or_default())?;
         let time = rfc3339(event.recorded_at_us)?;
         let sequence = sequence(event.seq)?;
         let partition_key = partition_key(&event.aggregate_type, &event.aggregate_id);
         let key_hash = xxh3_64(partition_key.as_bytes());
-        let extensions = event
-            .headers
-            .as_deref()
-            .map(headers::parse)
-            .transpose()?
-            .unwrap_or_default();
+        let extensions = event.headers.as_deref().map(headers::parse).transpose()?.unwrap_or_default();
 
         let attributes = Attributes {
             event: &event,
@@ -135,14 +123,8 @@ impl Assembler {
         put("partitionkey", partition_key);
         put("sequence", sequence);
         put("schemaversion", event.schema_version);
-        event
-            .traceparent
-            .into_iter()
-            .for_each(|value| put("traceparent", value));
-        event
-            .tracestate
-            .into_iter()
-            .for_each(|value| put("tracestate", value));
+        event.traceparent.into_iter().for_each(|value| put("traceparent", value));
+        event.tracestate.into_iter().for_each(|value| put("tracestate", value));
         headers.extend(extensions);
         headers.append(&mut cloud_events);
 
@@ -184,9 +166,7 @@ fn sequence(seq: i64) -> Result<String, Invalid> {
 /// RFC 3339 in UTC with microseconds.
 fn rfc3339(recorded_at_us: i64) -> Result<String, Invalid> {
     let out_of_range = || {
-        Invalid::new(format!(
-            "recorded_at ({recorded_at_us} µs since 1970) is outside the years 1 to 9999"
-        ))
+        Invalid::new(format!("recorded_at ({recorded_at_us} µs since 1970) is outside the years 1 to 9999"))
     };
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(recorded_at_us) * 1000)
         .ok()
@@ -288,23 +268,11 @@ pub(super) mod tests {
     /// Stored in tables and compared by other versions: these values must never change.
     #[test]
     fn key_hash_is_stable_for_ever() {
-        assert_eq!(
-            xxh3_64(b""),
-            0x2d06_8005_38d3_94c2,
-            "the algorithm's own test vector"
-        );
+        assert_eq!(xxh3_64(b""), 0x2d06_8005_38d3_94c2, "the algorithm's own test vector");
         let long = "Zoë:😀 and a rather long identifier, to leave the short input path";
         assert_eq!(
-            [
-                key_hash("order", "4711"),
-                key_hash("a", "b"),
-                key_hash("customer", long)
-            ],
-            [
-                8_397_505_155_478_155_539,
-                3_865_638_370_100_626_521,
-                16_524_771_496_436_755_131
-            ]
+            [key_hash("order", "4711"), key_hash("a", "b"), key_hash("customer", long)],
+            [8_397_505_155_478_155_539, 3_865_638_370_100_626_521, 16_524_771_496_436_755_131]
         );
     }
 
@@ -314,20 +282,9 @@ pub(super) mod tests {
         assert_eq!(of(0).unwrap(), "1970-01-01T00:00:00.000000Z");
         assert_eq!(of(-1).unwrap(), "1969-12-31T23:59:59.999999Z");
         assert_eq!(of(1_709_210_096_000_001).unwrap(), "2024-02-29T12:34:56.000001Z");
-        assert_eq!(
-            of(253_402_300_799_999_999).unwrap(),
-            "9999-12-31T23:59:59.999999Z"
-        );
-        assert_eq!(
-            of(-62_135_596_800_000_000).unwrap(),
-            "0001-01-01T00:00:00.000000Z"
-        );
-        for us in [
-            253_402_300_800_000_000,
-            -62_135_596_800_000_001,
-            i64::MAX,
-            i64::MIN,
-        ] {
+        assert_eq!(of(253_402_300_799_999_999).unwrap(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(of(-62_135_596_800_000_000).unwrap(), "0001-01-01T00:00:00.000000Z");
+        for us in [253_402_300_800_000_000, -62_135_596_800_000_001, i64::MAX, i64::MIN] {
             assert!(of(us).unwrap_err().contains("outside the years"), "{us}");
         }
     }

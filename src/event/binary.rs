@@ -59,10 +59,7 @@ mod tests {
         event.payload = Some(b"{ \"n\" : 1.10, \"n\":9007199254740993 }".to_vec());
         let payload = event.payload.clone().unwrap();
         let message = assembler(Format::Binary).assemble(event).unwrap();
-        assert_eq!(
-            (message.content_type, message.body),
-            ("application/json", payload)
-        );
+        assert_eq!((message.content_type, message.body), ("application/json", payload));
         let count = message.headers.len();
         let headers: BTreeMap<String, HeaderValue> = message.headers.into_iter().collect();
         assert_eq!(headers.len(), count, "no name twice");
@@ -98,10 +95,7 @@ mod tests {
         assert_eq!(headers["cloudEvents_count"], HeaderValue::Int(3));
         assert_eq!(headers["cloudEvents_test"], HeaderValue::Bool(true));
         assert!(!headers.contains_key("cloudEvents_data"));
-        assert!(
-            !headers.contains_key("cloudEvents_datacontenttype"),
-            "the property content_type carries it"
-        );
+        assert!(!headers.contains_key("cloudEvents_datacontenttype"), "the property content_type carries it");
     }
 
     #[test]
@@ -111,9 +105,7 @@ mod tests {
         let message = assembler(Format::Binary).assemble(event).unwrap();
         assert!(message.body.is_empty());
         assert!(
-            message
-                .headers
-                .contains(&("cloudEvents_operation".into(), HeaderValue::Text("delete".into())))
+            message.headers.contains(&("cloudEvents_operation".into(), HeaderValue::Text("delete".into())))
         );
     }
 }

@@ -55,10 +55,7 @@ mod tests {
             Part::Literal(".".into()),
             Part::EventType,
         ];
-        assert_eq!(
-            routing_key(&template(parts), &event()).unwrap(),
-            "shop.order.4711.order.placed"
-        );
+        assert_eq!(routing_key(&template(parts), &event()).unwrap(), "shop.order.4711.order.placed");
         assert_eq!(routing_key(&template(vec![]), &event()).unwrap(), "");
     }
 

@@ -24,9 +24,7 @@ pub(super) struct Structured {
 impl Structured {
     pub(super) fn new(source: &str) -> Self {
         let source = serde_json::Value::from(source);
-        Structured {
-            head: format!(r#"{{"specversion":"1.0","source":{source},"id":""#).into_bytes(),
-        }
+        Structured { head: format!(r#"{{"specversion":"1.0","source":{source},"id":""#).into_bytes() }
     }
 
     /// The whole body.
@@ -62,11 +60,7 @@ impl Structured {
     fn capacity(&self, attributes: &Attributes<'_>) -> usize {
         let event = attributes.event;
         let optional: usize = attributes.optional().map(|(_, value)| value.len()).sum();
-        let extensions: usize = attributes
-            .extensions
-            .iter()
-            .map(|(n, v)| n.len() + 8 + text_bytes(v))
-            .sum();
+        let extensions: usize = attributes.extensions.iter().map(|(n, v)| n.len() + 8 + text_bytes(v)).sum();
         self.head.len()
             + ENVELOPE_BYTES
             + attributes.kind.len()
@@ -178,14 +172,8 @@ mod tests {
         event.headers = None;
         let body = parsed(event);
         let names: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
-        for absent in [
-            "entityversion",
-            "correlationid",
-            "causationid",
-            "traceparent",
-            "tracestate",
-            "tenant",
-        ] {
+        for absent in ["entityversion", "correlationid", "causationid", "traceparent", "tracestate", "tenant"]
+        {
             assert!(!names.contains(&absent), "{absent}");
         }
         assert_eq!(names.len(), 13);
@@ -196,10 +184,7 @@ mod tests {
         let mut event = event();
         event.payload = None;
         let body = parsed(event);
-        assert_eq!(
-            (&body["operation"], &body["data"]),
-            (&json!("delete"), &Value::Null)
-        );
+        assert_eq!((&body["operation"], &body["data"]), (&json!("delete"), &Value::Null));
         assert!(body.as_object().unwrap().contains_key("data"));
     }
 
@@ -224,12 +209,7 @@ mod tests {
         let mut event = event();
         event.payload = Some(vec![b'1'; 2000]);
         let body = message(event).body;
-        assert!(
-            body.capacity() < body.len() + 600,
-            "{} of {}",
-            body.len(),
-            body.capacity()
-        );
+        assert!(body.capacity() < body.len() + 600, "{} of {}", body.len(), body.capacity());
     }
 
     fn json_value() -> impl Strategy<Value = Value> {
