@@ -15,4 +15,7 @@
 pub mod config;
 pub mod contract;
 pub mod event;
+pub mod postgres;
 pub mod snapshot;
+pub mod store;
+pub mod tls;

@@ -1,0 +1,16 @@
+//! Statecast's own state in PostgreSQL: schema, chunks, retention, and the checks before a session.
+
+pub mod chunks;
+pub mod cursor;
+pub mod cursor_admin;
+pub mod install;
+pub mod keeper;
+mod layout;
+pub mod maintain;
+pub mod preflight;
+pub mod publish;
+pub mod retention;
+pub mod schema;
+pub mod status;
+pub mod tail;
+mod upkeep;
