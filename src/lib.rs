@@ -15,6 +15,10 @@
 pub mod config;
 pub mod contract;
 pub mod event;
+pub mod health;
+pub mod http;
+pub mod logging;
+pub mod metrics;
 pub mod postgres;
 pub mod snapshot;
 pub mod store;
