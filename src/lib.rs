@@ -12,6 +12,8 @@
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
 //! parts, which do not import each other. `snapshot`, `health` and `metrics` are leaves that any of them may use.
 
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod event;
@@ -20,6 +22,9 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod postgres;
+pub mod relay;
+pub mod sink;
 pub mod snapshot;
+pub mod source;
 pub mod store;
 pub mod tls;

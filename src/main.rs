@@ -1,3 +1,7 @@
-//! The `statecast` command.
+//! The `statecast` command: parse, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    statecast::cli::main()
+}

@@ -1,0 +1,106 @@
+//! Builds the parts and runs sessions, one after another, until it is stopped or cannot go on.
+//!
+//! A *session* is one run over its connections ([`session`]). When one fails, [`classify`] says whether trying again can
+//! help; if so the next one starts from the cursor after a back-off. There is no other recovery path.
+
+pub mod classify;
+pub mod session;
+pub mod upkeep;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::health::{Health, Role};
+use crate::metrics::Metrics;
+use crate::relay::{Ended, Ledger};
+use crate::store::cursor::Start;
+use classify::{Class, SessionError, classify};
+
+/// First pause between sessions.
+const BACK_OFF_MIN: Duration = Duration::from_millis(200);
+/// Longest pause between sessions.
+const BACK_OFF_MAX: Duration = Duration::from_secs(15);
+/// A session that lived this long was a good one: the back-off starts anew.
+const GOOD_SESSION: Duration = Duration::from_secs(30);
+
+/// What `run` is asked for besides the configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// End when everything that was there at the start is settled.
+    pub until_idle: bool,
+    /// Where a new pipeline starts.
+    pub start: Start,
+}
+
+/// What every session shares.
+#[derive(Clone)]
+pub struct Context {
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// Options.
+    pub options: Options,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Readiness.
+    pub health: Arc<Health>,
+}
+
+/// Runs the relay until `stop`, until `until_idle` is reached, or until an error that cannot heal.
+///
+/// # Errors
+/// An error of class [`Class::Permanent`].
+pub async fn run(context: Context, stop: CancellationToken) -> Result<(), SessionError> {
+    let mut ledger = Ledger::default();
+    let mut pauses = back_off();
+    loop {
+        let began = Instant::now();
+        let ended = session::run(&context, &mut ledger, &stop).await;
+        context.metrics.leader.set(0);
+        let error = match ended {
+            Ok(Ended::Stopped | Ended::Idle) => {
+                context.metrics.sessions.stopped.inc();
+                return Ok(());
+            }
+            Ok(Ended::Unpublishable(unpublishable)) => SessionError::Unpublishable(unpublishable),
+            Ok(Ended::PeerGone(peer)) => SessionError::PeerGone(peer),
+            Err(error) => error,
+        };
+        let text = crate::postgres::describe(&error);
+        context.health.set_role(Role::Starting);
+        context.health.set_reason("session", &text);
+        if stop.is_cancelled() {
+            context.metrics.sessions.stopped.inc();
+            return Ok(());
+        }
+        match classify(&error) {
+            Class::Permanent => {
+                context.metrics.sessions.permanent.inc();
+                return Err(error);
+            }
+            Class::Transient => context.metrics.sessions.transient.inc(),
+        }
+        if began.elapsed() > GOOD_SESSION {
+            pauses = back_off();
+        }
+        let pause = pauses.next().unwrap_or(BACK_OFF_MAX);
+        tracing::warn!(retry_in_ms = pause.as_millis() as u64, "session ended: {text}");
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn back_off() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(BACK_OFF_MIN)
+        .with_max_delay(BACK_OFF_MAX)
+        .without_max_times()
+        .build()
+}

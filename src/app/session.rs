@@ -1,0 +1,246 @@
+//! One session: lead, look, connect, relay, and take everything down again.
+//!
+//! The order is lease → epoch → fence → read: nothing is read before the fence is ours, nothing is published before
+//! nobody else can publish or write the cursor.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::classify::SessionError;
+use super::{Context, upkeep};
+use crate::contract::{Committed, LaneBatch};
+use crate::event::assemble::Assembler;
+use crate::health::Role;
+use crate::postgres;
+use crate::relay::ledger::History;
+use crate::relay::{self, Ended, Ledger, Peers};
+use crate::sink::lane::Lane;
+use crate::source::poll::{self, Ends, Poller};
+use crate::store::cursor::{self, Claim};
+use crate::store::keeper::Keeper;
+use crate::store::preflight;
+
+/// How often a standby tries to lead.
+const LEAD_INTERVAL: Duration = Duration::from_millis(500);
+/// Time for the parts to end after the relay has.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages between source and relay: a page is two.
+const INPUT_CAPACITY: usize = 2;
+/// Batches of outcomes between lanes and relay.
+const OUTCOMES_CAPACITY: usize = 64;
+/// A page is this part of the read-ahead, so that several fit in it.
+const PAGE_SHARE: u64 = 8;
+
+/// A leader's claim on the pipeline, with the connection that holds it.
+struct Lead {
+    client: Client,
+    guard: postgres::Guard,
+    claim: Claim,
+    history: History,
+}
+
+/// Runs one session.
+///
+/// # Errors
+/// What ended it.
+pub async fn run(
+    context: &Context,
+    ledger: &mut Ledger,
+    stop: &CancellationToken,
+) -> Result<Ended, SessionError> {
+    let lead = tokio::select! {
+        lead = lead(context) => lead?,
+        () = stop.cancelled() => return Ok(Ended::Stopped),
+    };
+    let claim = &lead.claim;
+    if claim.new_timeline {
+        tracing::warn!("the server's timeline has changed; the sequence was moved ahead");
+    }
+    ledger.begin(lead.history, &claim.position, claim.confirmed, claim.max_seq);
+    let lanes = tokio::select! {
+        lanes = open_lanes(context, claim) => lanes?,
+        () = stop.cancelled() => return Ok(Ended::Stopped),
+    };
+    let config = &context.config;
+    cursor::set_lanes(&lead.client, &config.name, claim.epoch, config.rabbitmq.lanes as i32).await?;
+    relay(context, ledger, lead, lanes, stop).await
+}
+
+/// Connects, looks at the server, waits to be the leader and claims the cursor row.
+async fn lead(context: &Context) -> Result<Lead, SessionError> {
+    let config = &context.config;
+    let (mut client, guard) =
+        postgres::connect(&config.postgres, &format!("statecast {} keeper", config.name)).await?;
+    client
+        .batch_execute(
+            "SET synchronous_commit = local; SET lock_timeout = '5s'; SET statement_timeout = '10s';
+             SET idle_in_transaction_session_timeout = '30s'",
+        )
+        .await
+        .map_err(SessionError::Setup)?;
+    preflight::preflight(&client, None).await?;
+    while !cursor::try_lead(&client, &config.name).await? {
+        context.health.clear_reason("session");
+        context.health.set_role(Role::Standby);
+        sleep(LEAD_INTERVAL).await;
+    }
+    // Only now can nobody else move the row or the facts that are judged against it.
+    let last = cursor::last(&client, &config.name).await?;
+    let server = preflight::preflight(&client, last).await?;
+    let (start, gap) = (context.options.start, config.source.timeline_gap);
+    let claim = cursor::claim(&mut client, &config.name, &server, start, &holder(), gap).await?;
+    tracing::info!(epoch = claim.epoch, "leading");
+    let history = (server.system_identifier, server.timeline);
+    Ok(Lead { client, guard, claim, history })
+}
+
+/// Who we are, for people who look at the cursor row.
+fn holder() -> String {
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned());
+    format!("{host}/{}", std::process::id())
+}
+
+async fn open_lanes(context: &Context, claim: &Claim) -> Result<Vec<Lane>, SessionError> {
+    let config = &context.config;
+    let count = config.rabbitmq.lanes;
+    let mut lanes = Vec::with_capacity(count);
+    for index in 0..count {
+        // The first lane also takes the fences of lanes that a predecessor had and we do not.
+        let more = if index == 0 { count..(claim.lanes.max(0) as usize).max(count) } else { 0..0 };
+        let (metrics, health) = (context.metrics.clone(), context.health.clone());
+        lanes.push(Lane::open(&config.rabbitmq, &config.name, index, more, metrics, health).await?);
+    }
+    Ok(lanes)
+}
+
+/// Starts the parts, runs the relay, and takes the parts down.
+async fn relay(
+    context: &Context,
+    ledger: &mut Ledger,
+    lead: Lead,
+    lanes: Vec<Lane>,
+    stop: &CancellationToken,
+) -> Result<Ended, SessionError> {
+    let config = &context.config;
+    let Lead { client, guard, claim, .. } = lead;
+    let over = CancellationToken::new();
+    let abort = CancellationToken::new();
+    let mut parts: JoinSet<Result<(), SessionError>> = JoinSet::new();
+
+    let (outcomes_tx, outcomes) = mpsc::channel(OUTCOMES_CAPACITY);
+    let mut lane_ends = Vec::new();
+    for lane in lanes {
+        let (tx, rx) = mpsc::channel::<LaneBatch>(config.rabbitmq.window);
+        lane_ends.push(tx);
+        let outcomes = outcomes_tx.clone();
+        parts.spawn(async move { Ok(lane.run(rx, outcomes).await?) });
+    }
+    drop(outcomes_tx);
+
+    let (commits, commits_rx) = mpsc::channel(1);
+    let (committed_tx, committed) = mpsc::channel::<Committed>(1);
+    let keeper = Keeper::new(client, &config.name, claim.epoch).await?;
+    parts.spawn(async move {
+        let result = keeper.run(commits_rx, committed_tx).await;
+        drop(guard);
+        Ok(result?)
+    });
+
+    let (input_tx, input) = mpsc::channel(INPUT_CAPACITY);
+    let (refetched_tx, refetched) = mpsc::channel(1);
+    let (fetch, fetch_rx) = mpsc::channel(1);
+    let ends = Ends { input: input_tx, fetch: fetch_rx, refetched: refetched_tx, stop: over.clone() };
+    start_poller(context, &claim, ends, &mut parts).await?;
+    upkeep::spawn(context, over.clone());
+
+    context.health.clear_reason("session");
+    context.health.set_role(Role::Leader);
+    context.metrics.leader.set(1);
+    let settings = relay::Settings {
+        read_ahead: usize::try_from(config.relay.read_ahead).unwrap_or(usize::MAX),
+        window: config.rabbitmq.window,
+        ordering: config.rabbitmq.ordering,
+        until_idle: context.options.until_idle,
+        grace: config.shutdown.grace,
+        confirm_timeout: config.rabbitmq.confirm_timeout,
+        exchange: config.rabbitmq.exchange.clone(),
+        floor_seq: claim.floor_seq,
+    };
+    let peers = Peers { input, fetch, refetched, lanes: lane_ends, outcomes, commits, committed };
+    let assembler = Assembler::new(config);
+    let (metrics, health) = (context.metrics.clone(), context.health.clone());
+    let tokens = relay::Tokens { stop: stop.clone(), abort: abort.clone() };
+    let relaying = relay::run(peers, ledger, &assembler, settings, metrics, health, tokens);
+    let mut relaying = std::pin::pin!(relaying);
+    let mut failure = None;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut relaying => break ended,
+            // A part that ends before the relay has failed, or found its peer gone.
+            Some(part) = parts.join_next() => {
+                failure = failure.or(part_error(part));
+                abort.cancel();
+            }
+        }
+    };
+    over.cancel();
+    failure = take_down(parts, failure).await;
+    match (ended, failure) {
+        (Ended::PeerGone(_), Some(error)) => Err(error),
+        (ended, _) => Ok(ended),
+    }
+}
+
+async fn start_poller(
+    context: &Context,
+    claim: &Claim,
+    ends: Ends,
+    parts: &mut JoinSet<Result<(), SessionError>>,
+) -> Result<(), SessionError> {
+    let config = &context.config;
+    let settings = poll::Settings {
+        pipeline: config.name.clone(),
+        poll: config.source.poll.clone(),
+        page_bytes: i64::try_from(config.relay.read_ahead / PAGE_SHARE).unwrap_or(i64::MAX),
+    };
+    let name = format!("statecast {} source", config.name);
+    let (client, guard) = postgres::connect(&config.postgres, &name).await?;
+    let position = claim.position.clone();
+    let poller = Poller::new(client, settings, &position, claim.floor_seq, ends).await?;
+    parts.spawn(async move {
+        let result = poller.run(&position).await;
+        drop(guard);
+        Ok(result?)
+    });
+    Ok(())
+}
+
+fn part_error(part: Result<Result<(), SessionError>, tokio::task::JoinError>) -> Option<SessionError> {
+    match part {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error),
+        Err(error) if error.is_cancelled() => None,
+        Err(error) => Some(SessionError::Task(error.to_string())),
+    }
+}
+
+/// Waits for the parts, within a deadline; returns the first failure.
+async fn take_down(
+    mut parts: JoinSet<Result<(), SessionError>>,
+    mut failure: Option<SessionError>,
+) -> Option<SessionError> {
+    let waiting = async {
+        while let Some(part) = parts.join_next().await {
+            failure = failure.take().or(part_error(part));
+        }
+    };
+    if timeout(END_TIMEOUT, waiting).await.is_err() {
+        parts.shutdown().await;
+    }
+    failure
+}

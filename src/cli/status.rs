@@ -1,0 +1,266 @@
+//! `statecast status`: where the pipeline stands, for people or as JSON. Asks the database only, so it works wherever the
+//! relay runs, and also when none does.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+use super::{Context, connect};
+use crate::config::units::show_size;
+use crate::config::{Config, Mode};
+use crate::store::chunks::{ChunkState, chunk_state};
+use crate::store::status::{Status, status};
+
+/// Pending events and a cursor that has not been written for this long: something is stuck.
+const STALLED_MS: i64 = 60_000;
+
+/// Options of `status`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// One JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// `statecast status --json`. Fields are added, never changed, within a `schema`.
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: u32,
+    pipeline: String,
+    /// Who leads, by its own name; null = nobody.
+    leader: Option<String>,
+    epoch: i64,
+    mode: &'static str,
+    mode_reason: &'static str,
+    pending: i64,
+    parked: i64,
+    confirmed: i64,
+    discarded: i64,
+    oldest_pending_ms: Option<i64>,
+    wal: Empty,
+    chunks: Chunks,
+    broker: Broker,
+    ready: bool,
+    reasons: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Empty {}
+
+#[derive(Debug, Serialize)]
+struct Chunks {
+    attached: usize,
+    empty_ahead: usize,
+    bytes: u64,
+    last_seq: i64,
+    floor_seq: Option<i64>,
+    tail_rows: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Broker {
+    exchange: String,
+}
+
+pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
+    let config = context.load()?;
+    let (mut client, _guard) = connect(&config, "status").await?;
+    crate::store::schema::require_schema(&client).await?;
+    let found = status(&mut client, &config.name).await?;
+    let chunks = chunk_state(&client).await?;
+    let report = report(&config, &found, &chunks);
+    let mut out = io::stdout();
+    if args.json {
+        serde_json::to_writer(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        out.write_all(table(&report, &found).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn report(config: &Config, found: &Status, chunks: &ChunkState) -> Report {
+    let cursor = found.cursor.as_ref();
+    let blocking = blocking(found);
+    let ready = blocking.is_empty();
+    let mut reasons = blocking;
+    reasons.extend(chunks.alarms.iter().map(ToString::to_string));
+    let (mode, mode_reason) = mode(config.source.mode);
+    Report {
+        schema: 1,
+        pipeline: config.name.clone(),
+        leader: found.leader.as_ref().map(|leader| {
+            let holder = cursor.and_then(|cursor| cursor.holder.clone());
+            holder.unwrap_or_else(|| leader.to_string())
+        }),
+        epoch: cursor.map_or(0, |cursor| cursor.epoch),
+        mode,
+        mode_reason,
+        pending: found.pending,
+        parked: cursor.map_or(0, |cursor| cursor.parked),
+        confirmed: cursor.map_or(0, |cursor| cursor.confirmed),
+        discarded: cursor.map_or(0, |cursor| cursor.discarded),
+        oldest_pending_ms: found.oldest_pending_ms,
+        wal: Empty {},
+        chunks: Chunks {
+            attached: chunks.chunks.len(),
+            empty_ahead: chunks.empty_ahead,
+            bytes: chunks.bytes,
+            last_seq: chunks.last_seq,
+            floor_seq: chunks.floor_seq,
+            tail_rows: chunks.tail_rows,
+        },
+        broker: Broker { exchange: config.rabbitmq.exchange.clone() },
+        ready,
+        reasons,
+    }
+}
+
+/// What keeps events from flowing, as far as the database shows it.
+fn blocking(found: &Status) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if found.leader.is_none() {
+        reasons.push("no relay leads: start `statecast run`".to_owned());
+    }
+    let Some(cursor) = &found.cursor else {
+        reasons.push("the pipeline has no cursor: it has never run in this database".to_owned());
+        return reasons;
+    };
+    if !found.same_server {
+        reasons.push("the cursor belongs to another server: see `statecast cursor rebase`".to_owned());
+    }
+    let oldest = found.oldest_pending_ms.unwrap_or(0);
+    if found.leader.is_some() && oldest > STALLED_MS && cursor.age_ms > STALLED_MS {
+        let (oldest, age) = (seconds(oldest), seconds(cursor.age_ms));
+        reasons.push(format!("the oldest event has waited {oldest}, the cursor has not moved for {age}"));
+    }
+    reasons
+}
+
+fn mode(mode: Mode) -> (&'static str, &'static str) {
+    match mode {
+        Mode::Poll => ("poll", "configured"),
+        Mode::Auto | Mode::Wal => ("poll", "this version does not stream from the WAL"),
+    }
+}
+
+fn seconds(ms: i64) -> String {
+    format!("{}.{} s", ms / 1000, ms.rem_euclid(1000) / 100)
+}
+
+fn table(report: &Report, found: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: std::fmt::Arguments<'_>| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<10} {value}");
+    };
+    line("pipeline", format_args!("{}", report.pipeline));
+    let leader = report.leader.as_deref().unwrap_or("nobody");
+    line("leader", format_args!("{leader}, epoch {}", report.epoch));
+    line("mode", format_args!("{} ({})", report.mode, report.mode_reason));
+    match report.oldest_pending_ms {
+        Some(ms) => line("pending", format_args!("{}, the oldest for {}", report.pending, seconds(ms))),
+        None => line("pending", format_args!("{}", report.pending)),
+    }
+    line("confirmed", format_args!("{}", report.confirmed));
+    line("parked", format_args!("{}", report.parked));
+    line("discarded", format_args!("{}", report.discarded));
+    if let Some(cursor) = &found.cursor {
+        let (floor, age) = (cursor.floor_seq, seconds(cursor.age_ms));
+        line("cursor", format_args!("{}, floor {floor}, written {age} ago", cursor.snapshot));
+    }
+    let chunks = &report.chunks;
+    line(
+        "outbox",
+        format_args!(
+            "{} chunks, {} empty ahead, {}, last seq {}",
+            chunks.attached,
+            chunks.empty_ahead,
+            show_size(chunks.bytes),
+            chunks.last_seq
+        ),
+    );
+    line("broker", format_args!("exchange {}", report.broker.exchange));
+    line("ready", format_args!("{}", if report.ready { "yes" } else { "no" }));
+    for reason in &report.reasons {
+        line("", format_args!("{reason}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::cursor_admin::Leader;
+
+    fn found() -> Status {
+        Status { cursor: None, leader: None, pending: 3, oldest_pending_ms: Some(1234), same_server: true }
+    }
+
+    fn chunks() -> ChunkState {
+        ChunkState {
+            chunks: Vec::new(),
+            empty_ahead: 8,
+            bytes: 8192,
+            last_seq: 3,
+            floor_seq: None,
+            tail_rows: false,
+            created: 0,
+            postponed: None,
+            alarms: Vec::new(),
+        }
+    }
+
+    fn config() -> Config {
+        let environment =
+            [("STATECAST_POSTGRES__URL", "postgres://u@h/d"), ("STATECAST_RABBITMQ__URLS", "amqp://h")];
+        crate::config::load(None, environment.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned()))).unwrap()
+    }
+
+    #[test]
+    fn json_has_the_fields_in_order() {
+        let text = serde_json::to_string(&report(&config(), &found(), &chunks())).unwrap();
+        let mut at = 0;
+        for field in [
+            "schema",
+            "pipeline",
+            "leader",
+            "epoch",
+            "mode",
+            "mode_reason",
+            "pending",
+            "parked",
+            "confirmed",
+            "discarded",
+            "oldest_pending_ms",
+            "wal",
+            "chunks",
+            "broker",
+            "ready",
+            "reasons",
+        ] {
+            let found = text[at..].find(&format!("\"{field}\":"));
+            at += found.unwrap_or_else(|| panic!("{field} is missing or out of place: {text}"));
+        }
+        assert!(text.contains(r#""leader":null"#) && text.contains(r#""wal":{}"#), "{text}");
+        assert!(text.contains(r#""ready":false"#), "{text}");
+    }
+
+    #[test]
+    fn a_leader_is_named_even_before_it_has_written_the_row() {
+        let leader = Some(Leader { pid: 7, application: "statecast x keeper".into() });
+        let report = report(&config(), &Status { leader, ..found() }, &chunks());
+        assert_eq!(report.leader.as_deref(), Some("backend 7, statecast x keeper"));
+        assert_eq!(report.reasons.len(), 1, "{:?}", report.reasons);
+    }
+
+    #[test]
+    fn the_table_names_what_is_wrong() {
+        let found = found();
+        let text = table(&report(&config(), &found, &chunks()), &found);
+        assert!(text.contains("leader     nobody, epoch 0\n"), "{text}");
+        assert!(text.contains("pending    3, the oldest for 1.2 s\n"), "{text}");
+        assert!(text.contains("ready      no\n") && text.contains("`statecast run`"), "{text}");
+    }
+}

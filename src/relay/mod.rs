@@ -1,0 +1,183 @@
+//! The relay: one loop that owns what is read, in flight and settled.
+//!
+//! It sees neither SQL nor AMQP, only the messages of [`crate::contract`]. It ends when it is stopped, when `until_idle` is
+//! reached, when an event can never be published, or when one of its peers is gone (their own task knows why). Whatever
+//! the end, the [`Ledger`] stays right: it only ever learns of confirmed events.
+//!
+//! Bounds: bodies by `read_ahead`, events by [`window::SLOTS_MAX`], messages in flight by `window` per lane, one cursor
+//! write on its way, a stop by `grace`.
+
+pub mod keys;
+pub mod ledger;
+mod state;
+pub mod window;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::Ordering;
+use crate::contract::{Batch, Commit, Committed, Fetch, Input, LaneBatch, Outcome};
+use crate::event::assemble::Assembler;
+use crate::health::Health;
+use crate::metrics::Metrics;
+
+pub use ledger::Ledger;
+use state::State;
+
+/// Cursor writes are at least this far apart.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
+/// Cursor writes that only move `floor_seq` are at least this far apart.
+const FLOOR_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for answers that are on their way when a part of the session is gone.
+const SALVAGE: Duration = Duration::from_secs(1);
+/// How often gauges and reasons are brought up to date.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The relay's ends of its channels.
+#[derive(Debug)]
+pub struct Peers {
+    /// From the source.
+    pub input: Receiver<Input>,
+    /// To the source.
+    pub fetch: Sender<Fetch>,
+    /// From the source: rows that were asked for again. Always taken, room or not.
+    pub refetched: Receiver<Batch>,
+    /// To each lane; must hold a window of batches, so that the relay never waits for a lane.
+    pub lanes: Vec<Sender<LaneBatch>>,
+    /// From all lanes.
+    pub outcomes: Receiver<Vec<Outcome>>,
+    /// To the keeper.
+    pub commits: Sender<Commit>,
+    /// From the keeper.
+    pub committed: Receiver<Committed>,
+}
+
+/// What the relay is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bytes between source and confirm.
+    pub read_ahead: usize,
+    /// Messages in flight per lane.
+    pub window: usize,
+    /// Order within a key.
+    pub ordering: Ordering,
+    /// End when a window opened by this process is settled and the cursor written.
+    pub until_idle: bool,
+    /// Time for unconfirmed messages after a stop.
+    pub grace: Duration,
+    /// Silence of the broker that is worth a word.
+    pub confirm_timeout: Duration,
+    /// For remedies.
+    pub exchange: String,
+    /// `floor_seq` of the cursor row.
+    pub floor_seq: i64,
+}
+
+/// What ends a relay from outside.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// A stop: what is in flight has the grace period.
+    pub stop: CancellationToken,
+    /// A part of the session is gone: save what can be saved.
+    pub abort: CancellationToken,
+}
+
+/// How a session's relay ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Stopped; everything in flight was confirmed, or the grace period is over.
+    Stopped,
+    /// `until_idle` was reached.
+    Idle,
+    /// An event can never be published.
+    Unpublishable(Unpublishable),
+    /// A peer is gone; its own task says why.
+    PeerGone(&'static str),
+}
+
+/// An event that can never be published as things are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "event {event_id} (seq {seq}) can never be published: {reason}; {remedy}, or the cursor stays before this event"
+)]
+pub struct Unpublishable {
+    /// Which event.
+    pub event_id: Uuid,
+    /// Which event.
+    pub seq: i64,
+    /// `too_large` or `invalid`, with the numbers.
+    pub reason: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+/// Runs a session's relay. Not cancel-safe: `tokens` end it.
+pub async fn run(
+    peers: Peers,
+    ledger: &mut Ledger,
+    assembler: &Assembler,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    tokens: Tokens,
+) -> Ended {
+    let settings_grace = settings.grace;
+    let mut state = State::new(peers, ledger, assembler, settings, metrics, health);
+    let mut report_at = Instant::now();
+    let ended = loop {
+        let wake = state.next_wake();
+        let commit_at = state.commit_at();
+        let room = state.has_room();
+        tokio::select! {
+            biased;
+            // 1. Outcomes free memory, keys and the prefix: before anything that adds to them.
+            outcomes = state.peers.outcomes.recv() => match outcomes {
+                Some(outcomes) => state.on_outcomes(outcomes),
+                None => break Ended::PeerGone("sink"),
+            },
+            // 2. A cursor write is in the database: the next may go.
+            committed = state.peers.committed.recv() => match committed {
+                Some(committed) => state.on_committed(committed),
+                None => break Ended::PeerGone("keeper"),
+            },
+            // 3. A stop comes before new work.
+            () = tokens.stop.cancelled() => break Ended::Stopped,
+            () = tokens.abort.cancelled() => break Ended::PeerGone("part"),
+            // 4. Keys whose pause is over.
+            () = sleep_until(wake.unwrap_or(report_at)), if wake.is_some() => state.on_wake(),
+            // 5. A cursor write is due.
+            () = sleep_until(commit_at.unwrap_or(report_at)), if commit_at.is_some() => state.commit(),
+            // 6. Gauges and reasons.
+            () = sleep_until(report_at) => {
+                state.report();
+                report_at = Instant::now() + REPORT_INTERVAL;
+            }
+            // 7. Bodies that were let go come back: what waits for them may be what fills the room.
+            Some(batch) = state.peers.refetched.recv() => state.on_rows(batch),
+            // 8. New work last, and only while there is room for it.
+            input = state.peers.input.recv(), if room => match input {
+                Some(Input::Rows(batch)) => state.on_rows(batch),
+                Some(Input::Page(page)) => state.on_page(&page),
+                None => break Ended::PeerGone("source"),
+            },
+        }
+        if state.is_idle() {
+            break Ended::Idle;
+        }
+        if let Err(gone) = state.dispatch() {
+            break Ended::PeerGone(gone);
+        }
+        if let Some(unpublishable) = state.hopeless() {
+            break Ended::Unpublishable(unpublishable);
+        }
+    };
+    let grace =
+        if matches!(ended, Ended::PeerGone(_)) { settings_grace.min(SALVAGE) } else { settings_grace };
+    state.wind_down(grace).await;
+    ended
+}

@@ -1,0 +1,258 @@
+//! The events between source and confirm: their bodies, and how many bytes they hold.
+//!
+//! Bodies are what costs memory, so they are what is bounded: by `read_ahead` in all, by a quarter of it for one key,
+//! and by nothing at all for a key that waits after a refusal. Where a body is let go the event keeps its place, and the
+//! body is fetched again by `seq` when its turn comes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::keys::Keys;
+use crate::event::{Message, Seq};
+
+/// Events whose place is kept, at most: what bounds memory while keys wait.
+pub const SLOTS_MAX: usize = 100_000;
+/// Rows of one fetch, at most.
+const FETCH_ROWS: usize = 256;
+
+/// Where the body of an event is.
+#[derive(Debug)]
+enum Body {
+    /// Here, waiting for its turn or in flight.
+    Held(Arc<Message>),
+    /// Let go.
+    Dropped,
+    /// Let go and asked for.
+    Requested,
+    /// It has none that could be sent: its key waits behind it for ever.
+    Hopeless,
+}
+
+/// An event that is read and not settled.
+#[derive(Debug)]
+pub struct Slot {
+    /// Hash of its partition key.
+    pub key: u64,
+    /// Its idempotency key.
+    pub event_id: Uuid,
+    /// The window whose page listed it.
+    pub window: Option<u64>,
+    bytes: usize,
+    body: Body,
+}
+
+/// See the module head.
+#[derive(Debug)]
+pub struct Held {
+    slots: HashMap<Seq, Slot>,
+    read_ahead: usize,
+    bytes: usize,
+    requested_bytes: usize,
+    /// Keys whose next event must be fetched.
+    hungry: VecDeque<u64>,
+}
+
+impl Held {
+    /// `read_ahead` in bytes.
+    pub fn new(read_ahead: usize) -> Self {
+        Held { slots: HashMap::new(), read_ahead, bytes: 0, requested_bytes: 0, hungry: VecDeque::new() }
+    }
+
+    /// May the relay take more from the source?
+    pub fn has_room(&self) -> bool {
+        self.bytes < self.read_ahead && self.slots.len() < SLOTS_MAX
+    }
+
+    /// Is nothing unsettled?
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The event, if it is read and not settled.
+    pub fn get(&self, seq: Seq) -> Option<&Slot> {
+        self.slots.get(&seq)
+    }
+
+    /// Notes which window a row belongs to; false if the row is not held.
+    pub fn place(&mut self, seq: Seq, window: u64) -> bool {
+        self.slots.get_mut(&seq).map(|slot| slot.window = Some(window)).is_some()
+    }
+
+    /// Takes a message in: a new one goes behind its key, a fetched one to its place.
+    pub fn insert(&mut self, message: Message, keys: &mut Keys) {
+        let (seq, key, bytes) = (message.seq, message.key_hash, message.bytes());
+        if let Some(slot) = self.slots.get_mut(&seq) {
+            if matches!(slot.body, Body::Requested) {
+                slot.body = Body::Held(Arc::new(message));
+                self.requested_bytes -= bytes.min(self.requested_bytes);
+                self.bytes += bytes;
+                keys.hold(key, bytes as isize);
+                keys.list(key);
+            }
+            return;
+        }
+        let greedy = keys.held_bytes(key) > 0 && keys.held_bytes(key) + bytes > self.read_ahead / 4;
+        let event_id = message.event_id;
+        keys.push(key, seq);
+        let body = if greedy || keys.is_paused(key) {
+            Body::Dropped
+        } else {
+            self.bytes += bytes;
+            keys.hold(key, bytes as isize);
+            Body::Held(Arc::new(message))
+        };
+        self.slots.insert(seq, Slot { key, event_id, window: None, bytes, body });
+    }
+
+    /// Takes in an event that cannot be sent. It is never settled, so neither its key nor the cursor passes it.
+    pub fn insert_hopeless(&mut self, seq: Seq, event_id: Uuid, key: u64, keys: &mut Keys) {
+        keys.push(key, seq);
+        self.slots.insert(seq, Slot { key, event_id, window: None, bytes: 0, body: Body::Hopeless });
+    }
+
+    /// The next message of a ready key; a key whose body was let go is fed first.
+    pub fn take(&mut self, key: u64, keys: &mut Keys) -> Option<Arc<Message>> {
+        let slot = self.slots.get(&keys.front(key)?)?;
+        match &slot.body {
+            Body::Held(message) => {
+                let message = message.clone();
+                keys.take(key);
+                Some(message)
+            }
+            Body::Dropped => {
+                self.hungry.push_back(key);
+                None
+            }
+            Body::Requested | Body::Hopeless => None,
+        }
+    }
+
+    /// An event is settled: frees it.
+    pub fn settle(&mut self, seq: Seq, keys: &mut Keys) -> Option<Slot> {
+        let slot = self.slots.remove(&seq)?;
+        if matches!(slot.body, Body::Held(_)) {
+            self.bytes -= slot.bytes.min(self.bytes);
+            keys.hold(slot.key, -(slot.bytes as isize));
+        }
+        keys.confirmed(slot.key);
+        Some(slot)
+    }
+
+    /// A key waits after a refusal: lets go of the bodies of all its waiting events.
+    pub fn let_go(&mut self, key: u64, keys: &mut Keys) {
+        let mut freed = 0;
+        for seq in keys.waiting(key) {
+            if let Some(slot) = self.slots.get_mut(&seq)
+                && matches!(slot.body, Body::Held(_))
+            {
+                slot.body = Body::Dropped;
+                freed += slot.bytes;
+            }
+        }
+        self.bytes -= freed.min(self.bytes);
+        keys.hold(key, -(freed as isize));
+    }
+
+    /// Rows to fetch now, in write order per key; empty while enough is on its way.
+    pub fn wanted(&mut self, keys: &Keys) -> Vec<Seq> {
+        let mut seqs = Vec::new();
+        while self.requested_bytes <= self.read_ahead / 4 && seqs.len() < FETCH_ROWS {
+            let Some(key) = self.hungry.pop_front() else { break };
+            let mut budget = self.read_ahead / 8;
+            for seq in keys.waiting(key) {
+                let Some(slot) = self.slots.get_mut(&seq) else {
+                    break;
+                };
+                if !matches!(slot.body, Body::Dropped) || budget == 0 || seqs.len() >= FETCH_ROWS {
+                    break;
+                }
+                slot.body = Body::Requested;
+                budget = budget.saturating_sub(slot.bytes);
+                self.requested_bytes += slot.bytes;
+                seqs.push(seq);
+            }
+        }
+        seqs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Ordering;
+
+    fn message(seq: Seq, key: u64, len: usize) -> Message {
+        Message {
+            seq,
+            event_id: Uuid::from_u128(seq as u128),
+            key_hash: key,
+            routing_key: "a.b".into(),
+            event_type: "b".into(),
+            content_type: "application/json",
+            timestamp_s: 0,
+            recorded_at_us: 0,
+            correlation_id: None,
+            headers: Vec::new(),
+            body: vec![0; len],
+        }
+    }
+
+    #[test]
+    fn a_hot_key_holds_a_quarter_and_is_fed_again() {
+        let mut keys = Keys::new(Ordering::Strict, 1);
+        let mut held = Held::new(40_000);
+        for seq in 0..100 {
+            held.insert(message(seq, 1, 744), &mut keys);
+        }
+        assert_eq!(keys.held_bytes(1), 10_000);
+        held.insert(message(100, 2, 744), &mut keys);
+        assert!(held.has_room(), "the hot key leaves room for others");
+        let mut sent = Vec::new();
+        for _ in 0..1000 {
+            while let Some(key) = keys.next_ready(0) {
+                if let Some(m) = held.take(key, &mut keys) {
+                    sent.push(m.seq);
+                    held.settle(m.seq, &mut keys);
+                }
+            }
+            for seq in held.wanted(&keys) {
+                held.insert(message(seq, 1, 744), &mut keys);
+            }
+        }
+        let hot: Vec<Seq> = sent.iter().copied().filter(|s| *s != 100).collect();
+        assert_eq!(hot, (0..100).collect::<Vec<_>>());
+        assert_eq!((held.bytes, held.requested_bytes, held.is_empty()), (0, 0, true));
+    }
+
+    #[test]
+    fn a_waiting_key_holds_nothing() {
+        let mut keys = Keys::new(Ordering::Strict, 1);
+        let mut held = Held::new(1_000_000);
+        for seq in 1..=3 {
+            held.insert(message(seq, 5, 100), &mut keys);
+        }
+        let key = keys.next_ready(0).unwrap();
+        assert_eq!(held.take(key, &mut keys).unwrap().seq, 1);
+        let now = tokio::time::Instant::now();
+        let wait = keys.refused(5, 1, super::super::keys::PauseReason::Nack, now);
+        held.let_go(5, &mut keys);
+        held.insert(message(4, 5, 100), &mut keys);
+        assert_eq!((held.bytes, keys.held_bytes(5)), (0, 0));
+        keys.wake(now + wait);
+        let key = keys.next_ready(0).unwrap();
+        assert!(held.take(key, &mut keys).is_none());
+        assert_eq!(held.wanted(&keys), [1, 2, 3, 4]);
+        for seq in 1..=4 {
+            held.insert(message(seq, 5, 100), &mut keys);
+        }
+        for expected in 1..=4 {
+            let key = keys.next_ready(0).unwrap();
+            let m = held.take(key, &mut keys).unwrap();
+            assert_eq!(m.seq, expected);
+            held.settle(m.seq, &mut keys);
+        }
+        assert!(held.is_empty() && held.bytes == 0);
+    }
+}
