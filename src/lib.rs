@@ -23,6 +23,8 @@ pub mod logging;
 pub mod metrics;
 pub mod postgres;
 pub mod relay;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
 pub mod sink;
 pub mod snapshot;
 pub mod source;

@@ -1,0 +1,50 @@
+# `make help` lists the targets.
+#
+#   make demo DEMO_ARGS=--keep    options for the demo
+#   make demo RELEASE=1           optimised (a longer build)
+#   STATECAST_POSTGRES__URL=… STATECAST_RABBITMQ__URLS=… make demo    your own servers, nothing is installed
+
+SHELL := /bin/sh
+CARGO ?= cargo
+DEMO_ARGS ?=
+TEST_ARGS ?=
+RUST_MIN := 1.95
+
+# The dev profile (dependencies optimised a little) is built in a fraction of the time that a release with LTO takes.
+PROFILE := $(if $(RELEASE),--release,)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint build deps toolchain
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: deps ## Install what is missing, start private servers, watch events arrive
+	$(CARGO) run --locked $(PROFILE) --features sandbox -- demo $(DEMO_ARGS)
+
+test: deps ## Install what is missing and run every test
+	$(CARGO) test --locked --all-features $(TEST_ARGS)
+
+lint: toolchain ## Format, clippy and rustdoc, warnings as errors; cargo-deny if it is installed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --all-features
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+	  echo "$(CARGO) deny check"; $(CARGO) deny --locked check; \
+	else \
+	  echo "cargo-deny is not installed: licences and advisories were not checked"; \
+	fi
+
+build: toolchain ## Build the optimised binary
+	$(CARGO) build --locked --release
+
+deps: toolchain ## Install PostgreSQL, RabbitMQ and a C compiler where they are missing (Debian, Ubuntu)
+	@sh .ci/deps
+
+toolchain:
+	@command -v $(CARGO) >/dev/null 2>&1 || { \
+	  echo "cargo was not found: install Rust $(RUST_MIN) or newer (https://rustup.rs)" >&2; exit 1; }
+	@version=$$($(CARGO) --version | awk '{ print $$2 }'); \
+	oldest=$$(printf '%s\n%s\n' "$(RUST_MIN)" "$$version" | sort -V | head -n 1); \
+	[ "$$oldest" = "$(RUST_MIN)" ] || { \
+	  echo "cargo $$version is too old: Rust $(RUST_MIN) or newer is needed (rustup update stable)" >&2; exit 1; }

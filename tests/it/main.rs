@@ -1,0 +1,30 @@
+//! The integration tests: one binary, so that its tests share one PostgreSQL and one RabbitMQ.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    unreachable_pub,
+    dead_code,
+    reason = "tests: a panic is a failed test; all is private to this binary; not every test uses every fault"
+)]
+
+mod cases;
+mod checker;
+mod chunks;
+mod cli;
+mod consumer;
+mod install;
+mod interrupted;
+mod load;
+mod pg;
+mod plans;
+mod process;
+mod proxy;
+mod relay;
+mod retention;
+mod sandbox;
+mod schema;
+mod servers;
