@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_cert::der::Decode;
 
 use crate::config::Tls;
 
@@ -98,6 +99,20 @@ pub fn client_config(tls: &Tls) -> Result<ClientConfig, TlsError> {
         }
         _ => Err(TlsError::HalfIdentity),
     }
+}
+
+/// When the first of the configured certificates expires, in seconds since the epoch; `None` without readable files.
+///
+/// For the metric: a file that cannot be read is the connection's error to report.
+pub fn not_after_s(tls: &Tls) -> Option<u64> {
+    let files = [(&tls.ca_file, "ca_file"), (&tls.cert_file, "cert_file")];
+    let chains = files.into_iter().filter_map(|(file, key)| certificates(file.as_ref()?, key).ok());
+    chains.flatten().filter_map(|cert| expiry_s(&cert)).min()
+}
+
+fn expiry_s(cert: &CertificateDer<'_>) -> Option<u64> {
+    let cert = x509_cert::Certificate::from_der(cert).ok()?;
+    Some(cert.tbs_certificate.validity.not_after.to_unix_duration().as_secs())
 }
 
 fn roots_of(file: &Path) -> Result<RootCertStore, TlsError> {

@@ -19,6 +19,7 @@ use crate::health::{Health, Role};
 use crate::metrics::Metrics;
 use crate::relay::{Ended, Ledger};
 use crate::store::cursor::Start;
+use crate::tls;
 use classify::{Class, SessionError, classify};
 
 /// First pause between sessions.
@@ -57,9 +58,11 @@ pub struct Context {
 pub async fn run(context: Context, stop: CancellationToken) -> Result<(), SessionError> {
     let mut ledger = Ledger::default();
     let mut pauses = back_off();
+    let mut careful = false;
+    set_tls_expiry(&context);
     loop {
         let began = Instant::now();
-        let ended = session::run(&context, &mut ledger, &stop).await;
+        let ended = session::run(&context, &mut ledger, careful, &stop).await;
         context.metrics.leader.set(0);
         let error = match ended {
             Ok(Ended::Stopped | Ended::Idle) => {
@@ -70,6 +73,7 @@ pub async fn run(context: Context, stop: CancellationToken) -> Result<(), Sessio
             Ok(Ended::PeerGone(peer)) => SessionError::PeerGone(peer),
             Err(error) => error,
         };
+        careful = matches!(&error, SessionError::Sink(sink) if sink.is_about_a_message());
         let text = crate::postgres::describe(&error);
         context.health.set_role(Role::Starting);
         context.health.set_reason("session", &text);
@@ -93,6 +97,14 @@ pub async fn run(context: Context, stop: CancellationToken) -> Result<(), Sessio
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+fn set_tls_expiry(context: &Context) {
+    let config = &context.config;
+    let expiries = [tls::not_after_s(&config.postgres.tls), tls::not_after_s(&config.rabbitmq.tls)];
+    if let Some(first_s) = expiries.into_iter().flatten().min() {
+        context.metrics.tls_not_after_seconds.set(first_s as f64);
     }
 }
 

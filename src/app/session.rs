@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,9 @@ const OUTCOMES_CAPACITY: usize = 64;
 /// A page is this part of the read-ahead, so that several fit in it.
 const PAGE_SHARE: u64 = 8;
 
+/// The tasks of a session; when the set is dropped they are aborted.
+type Parts = JoinSet<Result<(), SessionError>>;
+
 /// A leader's claim on the pipeline, with the connection that holds it.
 struct Lead {
     client: Client,
@@ -51,6 +54,7 @@ struct Lead {
 pub async fn run(
     context: &Context,
     ledger: &mut Ledger,
+    careful: bool,
     stop: &CancellationToken,
 ) -> Result<Ended, SessionError> {
     let lead = tokio::select! {
@@ -68,7 +72,7 @@ pub async fn run(
     };
     let config = &context.config;
     cursor::set_lanes(&lead.client, &config.name, claim.epoch, config.rabbitmq.lanes as i32).await?;
-    relay(context, ledger, lead, lanes, stop).await
+    relay(context, ledger, lead, lanes, careful, stop).await
 }
 
 /// Connects, looks at the server, waits to be the leader and claims the cursor row.
@@ -124,56 +128,22 @@ async fn relay(
     ledger: &mut Ledger,
     lead: Lead,
     lanes: Vec<Lane>,
+    careful: bool,
     stop: &CancellationToken,
 ) -> Result<Ended, SessionError> {
-    let config = &context.config;
-    let Lead { client, guard, claim, .. } = lead;
+    let claim = lead.claim.clone();
     let over = CancellationToken::new();
-    let abort = CancellationToken::new();
-    let mut parts: JoinSet<Result<(), SessionError>> = JoinSet::new();
-
-    let (outcomes_tx, outcomes) = mpsc::channel(OUTCOMES_CAPACITY);
-    let mut lane_ends = Vec::new();
-    for lane in lanes {
-        let (tx, rx) = mpsc::channel::<LaneBatch>(config.rabbitmq.window);
-        lane_ends.push(tx);
-        let outcomes = outcomes_tx.clone();
-        parts.spawn(async move { Ok(lane.run(rx, outcomes).await?) });
-    }
-    drop(outcomes_tx);
-
-    let (commits, commits_rx) = mpsc::channel(1);
-    let (committed_tx, committed) = mpsc::channel::<Committed>(1);
-    let keeper = Keeper::new(client, &config.name, claim.epoch).await?;
-    parts.spawn(async move {
-        let result = keeper.run(commits_rx, committed_tx).await;
-        drop(guard);
-        Ok(result?)
-    });
-
-    let (input_tx, input) = mpsc::channel(INPUT_CAPACITY);
-    let (refetched_tx, refetched) = mpsc::channel(1);
-    let (fetch, fetch_rx) = mpsc::channel(1);
-    let ends = Ends { input: input_tx, fetch: fetch_rx, refetched: refetched_tx, stop: over.clone() };
-    start_poller(context, &claim, ends, &mut parts).await?;
+    let mut parts = Parts::new();
+    let peers = start(context, lead, lanes, &over, &mut parts).await?;
     upkeep::spawn(context, over.clone());
-
     context.health.clear_reason("session");
     context.health.set_role(Role::Leader);
     context.metrics.leader.set(1);
-    let settings = relay::Settings {
-        read_ahead: usize::try_from(config.relay.read_ahead).unwrap_or(usize::MAX),
-        window: config.rabbitmq.window,
-        ordering: config.rabbitmq.ordering,
-        until_idle: context.options.until_idle,
-        grace: config.shutdown.grace,
-        confirm_timeout: config.rabbitmq.confirm_timeout,
-        exchange: config.rabbitmq.exchange.clone(),
-        floor_seq: claim.floor_seq,
-    };
-    let peers = Peers { input, fetch, refetched, lanes: lane_ends, outcomes, commits, committed };
-    let assembler = Assembler::new(config);
+
+    let settings = settings(context, &claim, careful);
+    let assembler = Assembler::new(&context.config);
     let (metrics, health) = (context.metrics.clone(), context.health.clone());
+    let abort = CancellationToken::new();
     let tokens = relay::Tokens { stop: stop.clone(), abort: abort.clone() };
     let relaying = relay::run(peers, ledger, &assembler, settings, metrics, health, tokens);
     let mut relaying = std::pin::pin!(relaying);
@@ -196,13 +166,55 @@ async fn relay(
     }
 }
 
-async fn start_poller(
-    context: &Context,
-    claim: &Claim,
-    ends: Ends,
-    parts: &mut JoinSet<Result<(), SessionError>>,
-) -> Result<(), SessionError> {
+fn settings(context: &Context, claim: &Claim, careful: bool) -> relay::Settings {
     let config = &context.config;
+    let rabbitmq = &config.rabbitmq;
+    relay::Settings {
+        read_ahead: usize::try_from(config.relay.read_ahead).unwrap_or(usize::MAX),
+        window: rabbitmq.window,
+        ordering: rabbitmq.ordering,
+        until_idle: context.options.until_idle,
+        grace: config.shutdown.grace,
+        confirm_timeout: rabbitmq.confirm_timeout,
+        exchange: rabbitmq.exchange.clone(),
+        careful: if careful { rabbitmq.window * rabbitmq.lanes } else { 0 },
+        floor_seq: claim.floor_seq,
+    }
+}
+
+/// Starts lanes, keeper and poller; returns the relay's ends of their channels.
+async fn start(
+    context: &Context,
+    lead: Lead,
+    open: Vec<Lane>,
+    over: &CancellationToken,
+    parts: &mut Parts,
+) -> Result<Peers, SessionError> {
+    let config = &context.config;
+    let Lead { client, guard, claim, .. } = lead;
+    let keeper = Keeper::new(client, &config.name, claim.epoch).await?;
+
+    let (outcomes_tx, outcomes) = mpsc::channel(OUTCOMES_CAPACITY);
+    let mut lanes = Vec::new();
+    for lane in open {
+        let (tx, rx) = mpsc::channel::<LaneBatch>(config.rabbitmq.window);
+        lanes.push(tx);
+        let outcomes = outcomes_tx.clone();
+        parts.spawn(async move { Ok(lane.run(rx, outcomes).await?) });
+    }
+
+    let (commits, commits_rx) = mpsc::channel(1);
+    let (committed_tx, committed) = mpsc::channel::<Committed>(1);
+    parts.spawn(async move {
+        let result = keeper.run(commits_rx, committed_tx).await;
+        drop(guard);
+        Ok(result?)
+    });
+
+    let (input_tx, input) = mpsc::channel(INPUT_CAPACITY);
+    let (refetched_tx, refetched) = mpsc::channel(1);
+    let (fetch, fetch_rx) = mpsc::channel(1);
+    let ends = Ends { input: input_tx, fetch: fetch_rx, refetched: refetched_tx, stop: over.clone() };
     let settings = poll::Settings {
         pipeline: config.name.clone(),
         poll: config.source.poll.clone(),
@@ -210,17 +222,17 @@ async fn start_poller(
     };
     let name = format!("statecast {} source", config.name);
     let (client, guard) = postgres::connect(&config.postgres, &name).await?;
-    let position = claim.position.clone();
+    let position = claim.position;
     let poller = Poller::new(client, settings, &position, claim.floor_seq, ends).await?;
     parts.spawn(async move {
         let result = poller.run(&position).await;
         drop(guard);
         Ok(result?)
     });
-    Ok(())
+    Ok(Peers { input, fetch, refetched, lanes, outcomes, commits, committed })
 }
 
-fn part_error(part: Result<Result<(), SessionError>, tokio::task::JoinError>) -> Option<SessionError> {
+fn part_error(part: Result<Result<(), SessionError>, JoinError>) -> Option<SessionError> {
     match part {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error),
@@ -230,10 +242,7 @@ fn part_error(part: Result<Result<(), SessionError>, tokio::task::JoinError>) ->
 }
 
 /// Waits for the parts, within a deadline; returns the first failure.
-async fn take_down(
-    mut parts: JoinSet<Result<(), SessionError>>,
-    mut failure: Option<SessionError>,
-) -> Option<SessionError> {
+async fn take_down(mut parts: Parts, mut failure: Option<SessionError>) -> Option<SessionError> {
     let waiting = async {
         while let Some(part) = parts.join_next().await {
             failure = failure.take().or(part_error(part));

@@ -271,9 +271,12 @@ impl Ledger {
         self.windows.values().find_map(|p| p.unsettled.first_key_value()).map(|(seq, _)| *seq)
     }
 
-    /// Rows that were read and are not below the settled prefix, about: for the `events_pending` estimate.
-    pub fn unsettled(&self) -> usize {
-        self.windows.values().map(|p| p.unsettled.len()).sum()
+    /// Committed events that are not settled, estimated: those that were read, and the numbers of the window in progress
+    /// that were not read yet (rolled back ones among them).
+    pub fn pending(&self) -> i64 {
+        let read = |p: &Progress| p.unsettled.len() as i64;
+        let unread = |p: &Progress| if p.complete { 0 } else { (p.window.ceil - p.read_to).max(0) };
+        self.windows.values().map(|p| read(p) + unread(p)).sum()
     }
 
     #[cfg(test)]

@@ -74,6 +74,9 @@ pub struct Settings {
     pub confirm_timeout: Duration,
     /// For remedies.
     pub exchange: String,
+    /// The broker closed the last session over a message that it did not name: so many messages are sent one at a time
+    /// per lane, until the culprit is alone.
+    pub careful: usize,
     /// `floor_seq` of the cursor row.
     pub floor_seq: i64,
 }
@@ -172,9 +175,14 @@ pub async fn run(
         if let Err(gone) = state.dispatch() {
             break Ended::PeerGone(gone);
         }
-        if let Some(unpublishable) = state.hopeless() {
-            break Ended::Unpublishable(unpublishable);
+        if state.is_hopeless() {
+            break Ended::PeerGone("event");
         }
+    };
+    // A lane may have died of the very event that it names: that is the reason to give.
+    let ended = match (ended, state.hopeless()) {
+        (Ended::PeerGone(_), Some(unpublishable)) => Ended::Unpublishable(unpublishable),
+        (ended, _) => ended,
     };
     let grace =
         if matches!(ended, Ended::PeerGone(_)) { settings_grace.min(SALVAGE) } else { settings_grace };

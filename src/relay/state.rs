@@ -45,6 +45,8 @@ pub(super) struct State<'a> {
     held: Held,
     /// Messages in flight, per lane.
     in_flight: Vec<usize>,
+    /// So many confirms are awaited one by one per lane: see [`Settings::careful`].
+    careful: usize,
     last_outcome: Instant,
     /// The last commit sent, and whether it is still on its way.
     sent: (Position, i64),
@@ -78,6 +80,7 @@ impl<'a> State<'a> {
             keys: Keys::new(settings.ordering, lanes),
             held: Held::new(settings.read_ahead),
             in_flight: vec![0; lanes],
+            careful: settings.careful,
             last_outcome: now,
             sent: ledger.position(),
             sent_at: now,
@@ -103,10 +106,14 @@ impl<'a> State<'a> {
         self.held.has_room() && !self.hopeless_listed
     }
 
-    /// The event that ends the session, once everything else that was in hand is out.
+    /// The event that can never go, if there is one.
     pub(super) fn hopeless(&self) -> Option<Unpublishable> {
-        let out = self.hopeless_listed && self.in_flight.iter().all(|n| *n == 0);
-        self.hopeless.clone().filter(|_| out)
+        self.hopeless.clone()
+    }
+
+    /// There is one, and everything else that was in hand is out.
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.hopeless.is_some() && self.hopeless_listed && self.in_flight.iter().all(|n| *n == 0)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -124,7 +131,7 @@ impl<'a> State<'a> {
             if self.ledger.remembers(event.xid, event.seq) {
                 continue;
             }
-            let (seq, event_id) = (event.seq, event.event_id);
+            let (seq, event_id, written) = (event.seq, event.event_id, event.recorded_at_us);
             let key = key_hash(&event.aggregate_type, &event.aggregate_id);
             match self.assembler.assemble(event) {
                 Ok(message) => {
@@ -132,7 +139,7 @@ impl<'a> State<'a> {
                     self.held.insert(message, &mut self.keys);
                 }
                 Err(invalid) => {
-                    self.held.insert_hopeless(seq, event_id, key, &mut self.keys);
+                    self.held.insert_hopeless((seq, event_id, written), key, &mut self.keys);
                     self.give_up(seq, event_id, "invalid", &invalid.to_string(), REMEDY_INVALID);
                 }
             }
@@ -191,6 +198,7 @@ impl<'a> State<'a> {
         if let Some(slot) = self.held.settle(outcome.message.seq, &mut self.keys) {
             self.ledger.settle(slot.window, outcome.message.seq);
         }
+        self.careful = self.careful.saturating_sub(1);
         self.metrics.events_confirmed.inc();
         self.metrics.publish_confirm_seconds.observe(outcome.took.as_secs_f64());
         let age_us = now_us.saturating_sub(outcome.message.recorded_at_us).max(0);
@@ -225,7 +233,8 @@ impl<'a> State<'a> {
     /// Hands every lane what it may send, one batch each, and asks for the bodies that were let go.
     pub(super) fn dispatch(&mut self) -> Result<(), &'static str> {
         for lane in 0..self.in_flight.len() {
-            let room = self.settings.window.saturating_sub(self.in_flight[lane]);
+            let window = if self.careful > 0 { 1 } else { self.settings.window };
+            let room = window.saturating_sub(self.in_flight[lane]);
             let mut batch = Vec::new();
             while batch.len() < room {
                 let Some(key) = self.keys.next_ready(lane) else {
@@ -305,7 +314,10 @@ impl<'a> State<'a> {
     /// Brings gauges and reasons up to date.
     pub(super) fn report(&mut self) {
         self.metrics.window_in_use.set(self.in_flight.iter().sum::<usize>() as i64);
-        self.metrics.events_pending.set(self.ledger.unsettled() as i64);
+        self.metrics.events_pending.set(self.ledger.pending());
+        let oldest = self.ledger.first_unsettled().and_then(|seq| self.held.get(seq));
+        let oldest_age_us = oldest.map_or(0, |slot| unix_us().saturating_sub(slot.recorded_at_us).max(0));
+        self.metrics.oldest_pending_age_seconds.set(oldest_age_us as f64 / 1e6);
         self.metrics.keys_paused.nack.set(self.keys.paused(PauseReason::Nack) as i64);
         self.metrics.keys_paused.returned.set(self.keys.paused(PauseReason::Returned) as i64);
         let now = Instant::now();
@@ -345,6 +357,10 @@ impl<'a> State<'a> {
             }
         }
         self.flush_position(deadline).await;
+        // What a standby shows of these would be the past.
+        self.metrics.events_pending.set(0);
+        self.metrics.oldest_pending_age_seconds.set(0.0);
+        self.metrics.window_in_use.set(0);
         self.health.clear_reason("stuck");
         self.health.clear_reason("confirms");
     }

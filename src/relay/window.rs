@@ -39,6 +39,8 @@ pub struct Slot {
     pub event_id: Uuid,
     /// The window whose page listed it.
     pub window: Option<u64>,
+    /// When it was written, microseconds since the epoch.
+    pub recorded_at_us: i64,
     bytes: usize,
     body: Body,
 }
@@ -94,7 +96,7 @@ impl Held {
             return;
         }
         let greedy = keys.held_bytes(key) > 0 && keys.held_bytes(key) + bytes > self.read_ahead / 4;
-        let event_id = message.event_id;
+        let (event_id, recorded_at_us) = (message.event_id, message.recorded_at_us);
         keys.push(key, seq);
         let body = if greedy || keys.is_paused(key) {
             Body::Dropped
@@ -103,13 +105,21 @@ impl Held {
             keys.hold(key, bytes as isize);
             Body::Held(Arc::new(message))
         };
-        self.slots.insert(seq, Slot { key, event_id, window: None, bytes, body });
+        self.slots.insert(seq, Slot { key, event_id, window: None, recorded_at_us, bytes, body });
     }
 
     /// Takes in an event that cannot be sent. It is never settled, so neither its key nor the cursor passes it.
-    pub fn insert_hopeless(&mut self, seq: Seq, event_id: Uuid, key: u64, keys: &mut Keys) {
+    pub fn insert_hopeless(
+        &mut self,
+        (seq, event_id, recorded_at_us): (Seq, Uuid, i64),
+        key: u64,
+        keys: &mut Keys,
+    ) {
         keys.push(key, seq);
-        self.slots.insert(seq, Slot { key, event_id, window: None, bytes: 0, body: Body::Hopeless });
+        self.slots.insert(
+            seq,
+            Slot { key, event_id, window: None, recorded_at_us, bytes: 0, body: Body::Hopeless },
+        );
     }
 
     /// The next message of a ready key; a key whose body was let go is fed first.

@@ -25,7 +25,7 @@ use super::confirm::{Return, Returns};
 use super::encode::{Encoded, Envelope, Limits, encode};
 use super::{SinkError, connect, fence, topology};
 use crate::config::Rabbitmq;
-use crate::contract::{LaneBatch, Outcome};
+use crate::contract::{LaneBatch, Outcome, Published};
 use crate::event::Message;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -57,6 +57,8 @@ pub struct Lane {
     returns: Returns,
     /// A confirm that failed: the channel is gone.
     failed: Option<SinkError>,
+    /// The message that the channel was closed over, if it can be told.
+    culprit: Option<Outcome>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
 }
@@ -106,6 +108,7 @@ impl Lane {
             in_flight: FuturesUnordered::new(),
             returns: Returns::default(),
             failed: None,
+            culprit: None,
             metrics,
             health,
         })
@@ -245,6 +248,7 @@ impl Lane {
             }
             resolved = later;
         }
+        outcomes.extend(self.culprit.take());
         outcomes
     }
 
@@ -257,12 +261,20 @@ impl Lane {
 
     /// Takes the return off a confirm, whosever it is.
     fn look_at(&mut self, answer: Answer, resolved: &mut Vec<Resolved>) {
+        let alone = self.in_flight.is_empty() && resolved.is_empty() && self.failed.is_none();
         let (acked, returned) = match answer.confirmation {
             Ok(Confirmation::Ack(returned)) => (true, returned),
             Ok(Confirmation::Nack(returned)) => (false, returned),
             Ok(Confirmation::NotRequested) => (false, None),
             Err(source) => {
-                self.failed.get_or_insert(SinkError::Closed { what: "channel", source });
+                let error = SinkError::Closed { what: "channel", source };
+                // The broker does not say over which message it closed: with one in flight it is clear.
+                if alone && error.is_about_a_message() {
+                    let reason = format!("the broker refused it: {error}");
+                    let result = Published::TooLarge { reason };
+                    self.culprit = Some(Outcome { message: answer.message, result, took: Duration::ZERO });
+                }
+                self.failed.get_or_insert(error);
                 return;
             }
         };

@@ -53,11 +53,12 @@ pub enum SinkError {
 }
 
 impl SinkError {
-    /// The AMQP reply code, if the broker gave one.
-    pub fn reply_code(&self) -> Option<u16> {
+    /// Did the broker close channel or connection over a message (a body over its limit, headers over a frame)? Neither
+    /// answer names it.
+    pub fn is_about_a_message(&self) -> bool {
         match self {
-            SinkError::Closed { source, .. } => reply_code(source),
-            _ => None,
+            SinkError::Closed { source, .. } => matches!(reply_code(source), Some(311 | 406 | 501)),
+            _ => false,
         }
     }
 }

@@ -16,6 +16,7 @@ mod checker;
 mod chunks;
 mod cli;
 mod consumer;
+mod culprit;
 mod install;
 mod interrupted;
 mod load;
