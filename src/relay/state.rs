@@ -99,8 +99,10 @@ impl<'a> State<'a> {
         }
     }
 
+    /// May more be taken from the source? With an event that can never go only until its page has come, which is the next
+    /// input: the event itself may be what fills the room.
     pub(super) fn has_room(&self) -> bool {
-        self.held.has_room() && !self.hopeless_listed
+        if self.hopeless.is_some() { !self.hopeless_listed } else { self.held.has_room() }
     }
 
     /// The event that ends the session, once everything else that was in hand is out.
