@@ -299,6 +299,7 @@ impl<'a> State<'a> {
     pub(super) fn on_committed(&mut self, committed: Committed) {
         if self.on_its_way == Some(committed.id) {
             self.on_its_way = None;
+            self.ledger.written(self.sent.0.clone());
         }
         self.floor_seq = committed.floor_seq;
         self.idle = self.settings.until_idle && self.sent_fresh;
