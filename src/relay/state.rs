@@ -249,7 +249,8 @@ impl<'a> State<'a> {
             }
         }
         if let Ok(permit) = self.peers.fetch.try_reserve() {
-            let seqs = self.held.wanted(&self.keys);
+            let idle = self.in_flight.iter().all(|n| *n == 0);
+            let seqs = self.held.wanted(&self.keys, idle);
             if !seqs.is_empty() {
                 permit.send(Fetch { seqs });
             }
