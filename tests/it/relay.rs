@@ -309,3 +309,17 @@ async fn long_transactions_here_and_elsewhere_delay_only_themselves() {
     bench.publish("order", "held", 3).await;
     bench.finish(&mut [relay], &consumer).await.assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_relay_notices_that_the_broker_has_gone() {
+    let mut broker = Rabbitmq::start(RabbitmqOptions::default()).await.unwrap();
+    let bench = Bench::new(servers::fresh_database().await, &broker).await;
+    let relay = bench.relay().await;
+    broker.stop().await.unwrap();
+    let noticed = tokio::time::timeout(Duration::from_secs(20), async {
+        while relay.get("/ready").await.is_none_or(|(status, _)| status == 200) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(noticed.await.is_ok(), "still ready without a broker");
+}
