@@ -1,5 +1,7 @@
 //! Whether a failed session is worth another try. Pure.
 
+use std::time::Duration;
+
 use crate::postgres::PgError;
 use crate::relay::Unpublishable;
 use crate::sink::SinkError;
@@ -18,6 +20,27 @@ pub enum SessionError {
     /// The leader's connection could not be set up.
     #[error("PostgreSQL refused the session's settings")]
     Setup(#[source] tokio_postgres::Error),
+    /// The server, or what stands between, takes questions and does not answer.
+    #[error("PostgreSQL has not answered for {} s while the session {doing}", .limit.as_secs())]
+    Silent {
+        /// What was asked for.
+        doing: &'static str,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// The broker accepts the connection and does not answer.
+    #[error("RabbitMQ has not answered for {} s while a lane was opened: look at its log and its nodes", .0.as_secs())]
+    SilentBroker(Duration),
+    /// The source's connection leads to another server than the leader's: a failover is under way, or a proxy spreads them.
+    #[error(
+        "two connections to postgres.url reached different servers (system identifier and timeline {leader:?} and {source_server:?}): point it at one primary"
+    )]
+    TwoServers {
+        /// Where the cursor is.
+        leader: (i64, i32),
+        /// Where the rows would come from.
+        source_server: (i64, i32),
+    },
     /// The server is not one that Statecast can work on.
     #[error(transparent)]
     Preflight(#[from] PreflightError),

@@ -29,6 +29,12 @@ use crate::store::preflight;
 const LEAD_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for the parts to end after the relay has.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// For PostgreSQL to answer what a session asks before its parts run. More than their `statement_timeout`.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same for the claim, which may count a whole outbox (`--from now`).
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(11 * 60);
+/// For a lane to open. More than its fence waits for a dead predecessor.
+const LANE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Messages between source and relay: a page is two.
 const INPUT_CAPACITY: usize = 2;
 /// Batches of outcomes between lanes and relay.
@@ -47,6 +53,12 @@ struct Lead {
     history: History,
 }
 
+/// What a session has open besides.
+struct Opened {
+    lanes: Vec<Lane>,
+    source: (Client, postgres::Guard),
+}
+
 /// Runs one session.
 ///
 /// # Errors
@@ -57,22 +69,46 @@ pub async fn run(
     careful: bool,
     stop: &CancellationToken,
 ) -> Result<Ended, SessionError> {
-    let lead = tokio::select! {
-        lead = lead(context) => lead?,
+    let (lead, opened) = tokio::select! {
+        begun = begin(context, ledger) => begun?,
         () = stop.cancelled() => return Ok(Ended::Stopped),
     };
+    relay(context, ledger, lead, opened, careful, stop).await
+}
+
+/// Up to the first event: leads, opens the lanes, connects the source.
+async fn begin(context: &Context, ledger: &mut Ledger) -> Result<(Lead, Opened), SessionError> {
+    let config = &context.config;
+    let lead = lead(context).await?;
     let claim = &lead.claim;
     if claim.new_timeline {
         tracing::warn!("the server's timeline has changed; the sequence was moved ahead");
     }
     ledger.begin(lead.history, &claim.position, claim.confirmed, claim.max_seq);
-    let lanes = tokio::select! {
-        lanes = open_lanes(context, claim) => lanes?,
-        () = stop.cancelled() => return Ok(Ended::Stopped),
-    };
-    let config = &context.config;
-    cursor::set_lanes(&lead.client, &config.name, claim.epoch, config.rabbitmq.lanes as i32).await?;
-    relay(context, ledger, lead, lanes, careful, stop).await
+    let lanes = open_lanes(context, claim).await?;
+    let count = config.rabbitmq.lanes as i32;
+    let noting = cursor::set_lanes(&lead.client, &config.name, claim.epoch, count);
+    answered("notes its lanes", ANSWER_TIMEOUT, noting).await?;
+    let name = format!("statecast {} source", config.name);
+    let source = postgres::connect(&config.postgres, &name).await?;
+    let found =
+        answered("looks at the source's server", ANSWER_TIMEOUT, preflight::system(&source.0)).await?;
+    if found != lead.history {
+        return Err(SessionError::TwoServers { leader: lead.history, source_server: found });
+    }
+    Ok((lead, Opened { lanes, source }))
+}
+
+/// The answer, if there is one in time.
+async fn answered<T, E: Into<SessionError>>(
+    doing: &'static str,
+    limit: Duration,
+    question: impl Future<Output = Result<T, E>>,
+) -> Result<T, SessionError> {
+    match timeout(limit, question).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(SessionError::Silent { doing, limit }),
+    }
 }
 
 /// Connects, looks at the server, waits to be the leader and claims the cursor row.
@@ -80,24 +116,23 @@ async fn lead(context: &Context) -> Result<Lead, SessionError> {
     let config = &context.config;
     let (mut client, guard) =
         postgres::connect(&config.postgres, &format!("statecast {} keeper", config.name)).await?;
-    client
-        .batch_execute(
-            "SET synchronous_commit = local; SET lock_timeout = '5s'; SET statement_timeout = '10s';
-             SET idle_in_transaction_session_timeout = '30s'",
-        )
-        .await
-        .map_err(SessionError::Setup)?;
-    preflight::preflight(&client, None).await?;
-    while !cursor::try_lead(&client, &config.name).await? {
+    let settings = client.batch_execute(
+        "SET synchronous_commit = local; SET lock_timeout = '5s'; SET statement_timeout = '10s';
+         SET idle_in_transaction_session_timeout = '30s'",
+    );
+    answered("is set up", ANSWER_TIMEOUT, async { settings.await.map_err(SessionError::Setup) }).await?;
+    answered("looks at the server", ANSWER_TIMEOUT, preflight::preflight(&client, None)).await?;
+    while !answered("tries to lead", ANSWER_TIMEOUT, cursor::try_lead(&client, &config.name)).await? {
         context.health.clear_reason("session");
         context.health.set_role(Role::Standby);
         sleep(LEAD_INTERVAL).await;
     }
     // Only now can nobody else move the row or the facts that are judged against it.
-    let last = cursor::last(&client, &config.name).await?;
-    let server = preflight::preflight(&client, last).await?;
-    let (start, gap) = (context.options.start, config.source.timeline_gap);
-    let claim = cursor::claim(&mut client, &config.name, &server, start, &holder(), gap).await?;
+    let last = answered("reads the cursor", ANSWER_TIMEOUT, cursor::last(&client, &config.name)).await?;
+    let server = answered("looks at the server", ANSWER_TIMEOUT, preflight::preflight(&client, last)).await?;
+    let (start, gap, holder) = (context.options.start, config.source.timeline_gap, holder());
+    let claim = cursor::claim(&mut client, &config.name, &server, start, &holder, gap);
+    let claim = answered("claims the cursor", CLAIM_TIMEOUT, claim).await?;
     tracing::info!(epoch = claim.epoch, "leading");
     let history = (server.system_identifier, server.timeline);
     Ok(Lead { client, guard, claim, history })
@@ -117,7 +152,9 @@ async fn open_lanes(context: &Context, claim: &Claim) -> Result<Vec<Lane>, Sessi
         // The first lane also takes the fences of lanes that a predecessor had and we do not.
         let more = if index == 0 { count..(claim.lanes.max(0) as usize).max(count) } else { 0..0 };
         let (metrics, health) = (context.metrics.clone(), context.health.clone());
-        lanes.push(Lane::open(&config.rabbitmq, &config.name, index, more, metrics, health).await?);
+        let opening = Lane::open(&config.rabbitmq, &config.name, index, more, metrics, health);
+        let lane = timeout(LANE_TIMEOUT, opening).await;
+        lanes.push(lane.map_err(|_| SessionError::SilentBroker(LANE_TIMEOUT))??);
     }
     Ok(lanes)
 }
@@ -127,14 +164,14 @@ async fn relay(
     context: &Context,
     ledger: &mut Ledger,
     lead: Lead,
-    lanes: Vec<Lane>,
+    opened: Opened,
     careful: bool,
     stop: &CancellationToken,
 ) -> Result<Ended, SessionError> {
     let claim = lead.claim.clone();
     let over = CancellationToken::new();
     let mut parts = Parts::new();
-    let peers = start(context, lead, lanes, &over, &mut parts).await?;
+    let peers = start(context, lead, opened, &over, &mut parts).await?;
     upkeep::spawn(context, over.clone());
     context.health.clear_reason("session");
     context.health.set_role(Role::Leader);
@@ -186,17 +223,18 @@ fn settings(context: &Context, claim: &Claim, careful: bool) -> relay::Settings 
 async fn start(
     context: &Context,
     lead: Lead,
-    open: Vec<Lane>,
+    opened: Opened,
     over: &CancellationToken,
     parts: &mut Parts,
 ) -> Result<Peers, SessionError> {
     let config = &context.config;
     let Lead { client, guard, claim, .. } = lead;
-    let keeper = Keeper::new(client, &config.name, claim.epoch).await?;
+    let keeper = Keeper::new(client, &config.name, claim.epoch);
+    let keeper = answered("prepares its writes", ANSWER_TIMEOUT, keeper).await?;
 
     let (outcomes_tx, outcomes) = mpsc::channel(OUTCOMES_CAPACITY);
     let mut lanes = Vec::new();
-    for lane in open {
+    for lane in opened.lanes {
         let (tx, rx) = mpsc::channel::<LaneBatch>(config.rabbitmq.window);
         lanes.push(tx);
         let outcomes = outcomes_tx.clone();
@@ -220,10 +258,10 @@ async fn start(
         poll: config.source.poll.clone(),
         page_bytes: i64::try_from(config.relay.read_ahead / PAGE_SHARE).unwrap_or(i64::MAX),
     };
-    let name = format!("statecast {} source", config.name);
-    let (client, guard) = postgres::connect(&config.postgres, &name).await?;
+    let (client, guard) = opened.source;
     let position = claim.position;
-    let poller = Poller::new(client, settings, &position, claim.floor_seq, ends).await?;
+    let poller = Poller::new(client, settings, &position, claim.floor_seq, ends);
+    let poller = answered("prepares its reads", ANSWER_TIMEOUT, poller).await?;
     parts.spawn(async move {
         let result = poller.run(&position).await;
         drop(guard);

@@ -18,6 +18,8 @@ use crate::snapshot::Snapshot;
 
 /// Remembered windows, at most. Forgetting one costs repeats, never a loss.
 const REMEMBERED_MAX: usize = 256;
+/// Unsettled rows of remembered windows, at most, about: beyond this the oldest windows are forgotten.
+const REMEMBERED_ROWS_MAX: usize = 200_000;
 
 /// The state of one window of this session.
 #[derive(Debug)]
@@ -65,6 +67,8 @@ pub type History = (i64, i32);
 #[derive(Debug)]
 pub struct Ledger {
     history: Option<History>,
+    /// What the cursor row held when it was last heard of.
+    written: Option<Position>,
     snapshot: Arc<Snapshot>,
     prune_seq: Seq,
     /// Confirmed events before `snapshot`, and before the window that was taken up from the cursor row.
@@ -85,6 +89,7 @@ impl Default for Ledger {
     fn default() -> Self {
         Ledger {
             history: None,
+            written: None,
             snapshot: Arc::new(Snapshot::NOTHING),
             prune_seq: 0,
             confirmed: 0,
@@ -101,9 +106,11 @@ impl Default for Ledger {
 
 impl Ledger {
     /// Starts a session at the position that the cursor row holds. On another `history` than before (system identifier and
-    /// timeline) what earlier sessions settled may not exist.
+    /// timeline) what earlier sessions settled may not exist. Where the row has gone back, somebody wants it published again
+    /// (rebase, drop) or the server itself went back, and numbers mean other rows now.
     pub fn begin(&mut self, history: History, position: &Position, confirmed: i64, max_seq: Seq) {
-        if self.history.replace(history) != Some(history) {
+        let went_back = self.written.as_ref().is_some_and(|written| !reaches(position, written));
+        if self.history.replace(history) != Some(history) || went_back {
             self.windows.clear();
             self.remembered.clear();
             self.durable = None;
@@ -120,14 +127,31 @@ impl Ledger {
                 self.remembered.push(Remembered { from, upper, read_to, unsettled });
             }
         }
-        let excess = self.remembered.len().saturating_sub(REMEMBERED_MAX);
-        self.remembered.drain(..excess);
+        self.forget_excess();
         self.ahead.clear();
+        self.written = Some(position.clone());
+        self.fresh_passed = false;
         self.snapshot = position.snapshot.clone();
         self.prune_seq = position.prune_seq;
         self.stored = position.window.clone();
         self.confirmed = confirmed;
         self.max_seq = max_seq;
+    }
+
+    /// Keeps the newest of the remembered windows.
+    fn forget_excess(&mut self) {
+        let mut rows = 0;
+        let within = |w: &&Remembered| {
+            rows += w.unsettled.len();
+            rows <= REMEMBERED_ROWS_MAX
+        };
+        let keep = self.remembered.iter().rev().take(REMEMBERED_MAX).take_while(within).count();
+        self.remembered.drain(..self.remembered.len() - keep);
+    }
+
+    /// The cursor row holds this now.
+    pub fn written(&mut self, position: Position) {
+        self.written = Some(position);
     }
 
     /// Did an earlier session of this process settle this row?
@@ -261,7 +285,7 @@ impl Ledger {
         self.max_seq
     }
 
-    /// A window that was opened in this process is wholly settled.
+    /// A window that was opened in this session is wholly settled.
     pub fn fresh_passed(&self) -> bool {
         self.fresh_passed
     }
@@ -282,6 +306,18 @@ impl Ledger {
     #[cfg(test)]
     fn window_count(&self) -> usize {
         self.windows.len()
+    }
+}
+
+/// Is everything settled in `now` that was settled in `before`?
+fn reaches(now: &Position, before: &Position) -> bool {
+    if now.snapshot != before.snapshot {
+        return now.snapshot.covers(&before.snapshot);
+    }
+    match (&now.window, &before.window) {
+        (_, None) => true,
+        (Some(now), Some(before)) => now.upper == before.upper && now.seq >= before.seq,
+        (None, Some(_)) => false,
     }
 }
 
@@ -401,6 +437,58 @@ mod tests {
         assert!(ledger.remembers(3, 1), "also after a session that read nothing");
         ledger.begin((7, 2), &start(), 0, 0);
         assert!(!ledger.remembers(3, 1), "a promoted standby may not have it");
+    }
+
+    #[test]
+    fn a_cursor_row_that_went_back_is_believed() {
+        let settled_and_written = || {
+            let mut ledger = Ledger::default();
+            ledger.begin(HERE, &start(), 0, 0);
+            ledger.page(&page(&window(1, "1:1:", "9:9:", 0, 3), &[1, 2, 3], false), |_| true);
+            ledger.settle(Some(1), 1);
+            ledger.settle(Some(1), 2);
+            ledger.written(ledger.position().0);
+            ledger
+        };
+        let mut ledger = settled_and_written();
+        let position = ledger.position().0;
+        ledger.begin(HERE, &position, 2, 3);
+        assert!(ledger.remembers(4, 2), "the row is where it was left");
+        let mut ledger = settled_and_written();
+        let further = Position { snapshot: snapshot("12:12:"), prune_seq: 3, window: None };
+        ledger.begin(HERE, &further, 3, 3);
+        assert!(ledger.remembers(4, 2), "another leader moved it on");
+        let mut ledger = settled_and_written();
+        ledger.begin(HERE, &start(), 0, 0);
+        assert!(!ledger.remembers(4, 2), "rebased within the window in progress");
+        let mut ledger = settled_and_written();
+        ledger.begin(HERE, &further, 3, 3);
+        ledger.begin(HERE, &start(), 0, 0);
+        assert!(!ledger.remembers(4, 2), "rebased, dropped, or restored from a copy");
+    }
+
+    #[test]
+    fn another_session_must_pass_a_window_of_its_own() {
+        let mut ledger = Ledger::default();
+        ledger.begin(HERE, &start(), 0, 0);
+        ledger.page(&page(&window(1, "1:1:", "9:9:", 0, 1), &[1], true), |_| true);
+        ledger.settle(Some(1), 1);
+        assert!(ledger.fresh_passed());
+        ledger.begin(HERE, &start(), 0, 0);
+        assert!(!ledger.fresh_passed(), "that window was not written");
+    }
+
+    #[test]
+    fn memory_is_bounded_while_nothing_is_settled() {
+        let mut ledger = Ledger::default();
+        let seqs: Vec<Seq> = (1..=50_000).collect();
+        for _ in 0..20 {
+            ledger.begin(HERE, &start(), 0, 0);
+            ledger.page(&page(&window(1, "1:1:", "9:9:", 0, 50_000), &seqs, true), |_| true);
+        }
+        ledger.begin(HERE, &start(), 0, 0);
+        let rows: usize = ledger.remembered.iter().map(|w| w.unsettled.len()).sum();
+        assert!(rows <= REMEMBERED_ROWS_MAX, "{rows}");
     }
 
     #[test]

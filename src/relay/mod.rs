@@ -12,6 +12,9 @@ pub mod ledger;
 mod state;
 pub mod window;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -102,8 +102,10 @@ impl<'a> State<'a> {
         }
     }
 
+    /// May more be taken from the source? With an event that can never go only until its page has come, which is the next
+    /// input: the event itself may be what fills the room.
     pub(super) fn has_room(&self) -> bool {
-        self.held.has_room() && !self.hopeless_listed
+        if self.hopeless.is_some() { !self.hopeless_listed } else { self.held.has_room() }
     }
 
     /// The event that can never go, if there is one.
@@ -256,7 +258,8 @@ impl<'a> State<'a> {
             }
         }
         if let Ok(permit) = self.peers.fetch.try_reserve() {
-            let seqs = self.held.wanted(&self.keys);
+            let idle = self.in_flight.iter().all(|n| *n == 0);
+            let seqs = self.held.wanted(&self.keys, idle);
             if !seqs.is_empty() {
                 permit.send(Fetch { seqs });
             }
@@ -306,6 +309,7 @@ impl<'a> State<'a> {
     pub(super) fn on_committed(&mut self, committed: Committed) {
         if self.on_its_way == Some(committed.id) {
             self.on_its_way = None;
+            self.ledger.written(self.sent.0.clone());
         }
         self.floor_seq = committed.floor_seq;
         self.idle = self.settings.until_idle && self.sent_fresh;

@@ -165,10 +165,18 @@ impl Held {
         keys.hold(key, -(freed as isize));
     }
 
-    /// Rows to fetch now, in write order per key; empty while enough is on its way.
-    pub fn wanted(&mut self, keys: &Keys) -> Vec<Seq> {
+    /// Rows to fetch now, in write order per key; empty while enough is on its way, or held.
+    ///
+    /// What is in flight will be confirmed, which frees it, or refused, which lets it go. With nothing in flight
+    /// (`idle`) whatever fills the room may wait for a body that was let go: so then one key is fed in any case.
+    pub fn wanted(&mut self, keys: &Keys, idle: bool) -> Vec<Seq> {
         let mut seqs = Vec::new();
-        while self.requested_bytes <= self.read_ahead / 4 && seqs.len() < FETCH_ROWS {
+        let may_fetch = |held: &Held, seqs: &[Seq]| {
+            let room = held.bytes + held.requested_bytes < held.read_ahead;
+            let alone = idle && held.requested_bytes == 0;
+            seqs.len() < FETCH_ROWS && (alone || room && held.requested_bytes <= held.read_ahead / 4)
+        };
+        while may_fetch(self, &seqs) {
             let Some(key) = self.hungry.pop_front() else { break };
             let mut budget = self.read_ahead / 8;
             for seq in keys.waiting(key) {
@@ -227,13 +235,53 @@ mod tests {
                     held.settle(m.seq, &mut keys);
                 }
             }
-            for seq in held.wanted(&keys) {
+            for seq in held.wanted(&keys, true) {
                 held.insert(message(seq, 1, 744), &mut keys);
             }
         }
         let hot: Vec<Seq> = sent.iter().copied().filter(|s| *s != 100).collect();
         assert_eq!(hot, (0..100).collect::<Vec<_>>());
         assert_eq!((held.bytes, held.requested_bytes, held.is_empty()), (0, 0, true));
+    }
+
+    #[test]
+    fn what_is_fetched_again_stays_within_the_read_ahead() {
+        let mut keys = Keys::new(Ordering::Strict, 1);
+        let mut held = Held::new(40_000);
+        // 200 keys whose event was refused; their pauses are over and the broker has gone silent.
+        let now = tokio::time::Instant::now();
+        for key in 0..200 {
+            held.insert(message(key as Seq, key, 744), &mut keys);
+            keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).unwrap();
+            keys.refused(key, key as Seq, super::super::keys::PauseReason::Nack, now);
+            held.let_go(key, &mut keys);
+        }
+        keys.wake(now + std::time::Duration::from_secs(60));
+        while let Some(key) = keys.next_ready(0) {
+            assert!(held.take(key, &mut keys).is_none());
+        }
+        let (mut sent, mut idle) = (Vec::new(), true);
+        for _ in 0..1000 {
+            for seq in held.wanted(&keys, idle) {
+                held.insert(message(seq, seq as u64, 744), &mut keys);
+            }
+            while let Some(m) = keys.next_ready(0).and_then(|key| held.take(key, &mut keys)) {
+                sent.push(m.seq);
+                idle = false;
+            }
+        }
+        assert!(held.bytes <= 41_000, "{} bytes held", held.bytes);
+        // The broker is back.
+        while let Some(seq) = sent.pop() {
+            held.settle(seq, &mut keys);
+            for seq in held.wanted(&keys, sent.is_empty()) {
+                held.insert(message(seq, seq as u64, 744), &mut keys);
+            }
+            while let Some(m) = keys.next_ready(0).and_then(|key| held.take(key, &mut keys)) {
+                sent.push(m.seq);
+            }
+        }
+        assert!(held.is_empty(), "{} events are left", held.slots.len());
     }
 
     #[test]
@@ -253,7 +301,7 @@ mod tests {
         keys.wake(now + wait);
         let key = keys.next_ready(0).unwrap();
         assert!(held.take(key, &mut keys).is_none());
-        assert_eq!(held.wanted(&keys), [1, 2, 3, 4]);
+        assert_eq!(held.wanted(&keys, true), [1, 2, 3, 4]);
         for seq in 1..=4 {
             held.insert(message(seq, 5, 100), &mut keys);
         }

@@ -1,8 +1,12 @@
 //! A connection to one of the configured brokers.
 
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
 use tokio::time::timeout;
@@ -55,18 +59,39 @@ async fn connect_one(
     uri.query.heartbeat = Some(HEARTBEAT_S);
     let server = describe(&uri);
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let connecting = Connection::connect_uri_with_config(
+    let runtime = lapin::runtime::default_runtime().map_err(|e| SinkError::Connect {
+        server: server.clone(),
+        cause: e.to_string(),
+        refused: false,
+    })?;
+    let attempt = Attempt::default();
+    let sockets = attempt.0.clone();
+    let connecting = Connection::connector(
         uri,
+        runtime,
+        async move |uri: AMQPUri, runtime| {
+            let opening = uri.connect_with_config_async(tls.as_ref(), &runtime);
+            let stream = timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| timed_out())??;
+            let socket = match &stream {
+                AsyncTcpStream::Plain(plain) => plain.get_ref().as_fd().try_clone_to_owned(),
+                AsyncTcpStream::Rustls(tls) => tls.get_ref().0.get_ref().as_fd().try_clone_to_owned(),
+                _ => Err(io::ErrorKind::Unsupported.into()),
+            }?;
+            let mut state = lock(&sockets);
+            if state.over {
+                return Err(timed_out().into());
+            }
+            state.socket = Some(socket.into());
+            drop(state);
+            Ok(stream)
+        },
         properties,
-        tls,
-        lapin::runtime::default_runtime().map_err(|e| SinkError::Connect {
-            server: server.clone(),
-            cause: e.to_string(),
-            refused: false,
-        })?,
     );
     match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(connection)) => {
+            attempt.finished();
+            Ok(connection)
+        }
         Ok(Err(error)) => {
             let (cause, refused) = explain(&error);
             Err(SinkError::Connect { server, cause, refused })
@@ -79,6 +104,44 @@ async fn connect_one(
             refused: false,
         }),
     }
+}
+
+/// A handshake under way. lapin's thread for it waits for ever where a peer accepts and then says nothing; dropping this
+/// ends the socket of a handshake that is not finished, and with it the thread. On a finished one it does nothing.
+#[derive(Default)]
+struct Attempt(Arc<Mutex<Socket>>);
+
+#[derive(Default)]
+struct Socket {
+    /// A second handle on the connection's socket.
+    socket: Option<TcpStream>,
+    /// Nobody waits any more.
+    over: bool,
+}
+
+impl Attempt {
+    fn finished(&self) {
+        lock(&self.0).socket = None;
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0);
+        state.over = true;
+        if let Some(socket) = state.socket.take() {
+            // It may be gone already, which is as good.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn lock(state: &Mutex<Socket>) -> MutexGuard<'_, Socket> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn timed_out() -> io::Error {
+    io::ErrorKind::TimedOut.into()
 }
 
 /// Closes a connection, within a deadline.
@@ -128,4 +191,44 @@ fn tls_config(tls: &Tls) -> Result<OwnedTLSConfig, SinkError> {
         _ => None,
     };
     Ok(OwnedTLSConfig { identity, cert_chain })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn io_threads() -> usize {
+        let name = |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
+        tasks.filter(|task| name(task).is_ok_and(|name| name.starts_with("lapin-io"))).count()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_peer_that_never_answers_leaves_no_thread_behind() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let accepting = tokio::spawn(async move {
+            let mut accepted = Vec::new();
+            while let Ok(connection) = listener.accept().await {
+                accepted.push(connection);
+            }
+        });
+        let env = [
+            ("STATECAST_POSTGRES__URL".to_owned(), "postgres://u@h/d".to_owned()),
+            ("STATECAST_RABBITMQ__URLS".to_owned(), format!("amqp://127.0.0.1:{port}")),
+        ];
+        let config = crate::config::load(None, env.into_iter()).unwrap();
+        for _ in 0..3 {
+            let attempt = timeout(Duration::from_millis(500), connect(&config.rabbitmq, "test")).await;
+            assert!(attempt.is_err(), "there is nobody to answer");
+        }
+        let gone = timeout(Duration::from_secs(5), async {
+            while io_threads() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        assert!(gone.await.is_ok(), "{} threads are left", io_threads());
+        accepting.abort();
+    }
 }

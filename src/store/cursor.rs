@@ -13,6 +13,9 @@ use crate::contract::{Commit, Position, WindowPosition};
 use crate::event::Seq;
 use crate::snapshot::{BadSnapshot, Snapshot};
 
+/// For the one statement of a leader that reads the whole outbox.
+const COUNT_PATIENTLY: &str = "SET LOCAL statement_timeout = '10min'";
+
 /// Where a new pipeline starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
@@ -137,11 +140,12 @@ pub async fn claim(
     Ok(Claim { new_timeline, ..decode(&row, pipeline)? })
 }
 
-/// Makes the row of a new pipeline; an existing one stays as it is.
+/// Makes the row of a new pipeline; one that has had a leader stays as it is.
 ///
 /// `Start::Now` needs two transactions: P must be taken after a write with `max_seq` committed, or nothing may be pruned.
+/// A row that was cut off between them has never been claimed (its epoch is 0), and the next start finishes it.
 async fn create(
-    client: &Client,
+    client: &mut Client,
     pipeline: &str,
     server: &ServerFacts,
     start: Start,
@@ -154,7 +158,7 @@ async fn create(
         .await
         .and_then(|row| row.try_get(0))
         .map_err(sql(pipeline))?;
-    let created = client
+    client
         .execute(
             "INSERT INTO statecast.cursor (pipeline, system_identifier, timeline, snapshot, max_seq, base)
              SELECT $1, $2, $3, '1:1:'::pg_snapshot, $4, coalesce(sum(rows), 0)::bigint FROM statecast.chunk
@@ -163,17 +167,21 @@ async fn create(
         )
         .await
         .map_err(sql(pipeline))?;
-    if created == 1 && start == Start::Now {
-        client
+    if start == Start::Now {
+        let transaction = client.transaction().await.map_err(sql(pipeline))?;
+        // Whoever skips an archive has a large one, and all of it is counted.
+        transaction.batch_execute(COUNT_PATIENTLY).await.map_err(sql(pipeline))?;
+        transaction
             .execute(
                 "UPDATE statecast.cursor
                     SET snapshot = pg_current_snapshot(), prune_seq = max_seq,
                         base = base + (SELECT count(*) FROM statecast.outbox)
-                  WHERE pipeline = $1",
+                  WHERE pipeline = $1 AND epoch = 0 AND snapshot::text = '1:1:'",
                 &[&pipeline],
             )
             .await
             .map_err(sql(pipeline))?;
+        transaction.commit().await.map_err(sql(pipeline))?;
     }
     Ok(())
 }

@@ -148,9 +148,15 @@ async fn server(client: &Client) -> Result<i32, PreflightError> {
     Ok(version)
 }
 
+/// Which server's transactions this connection sees: system identifier and timeline.
+///
 /// The timeline comes from the name of the WAL file being written: `pg_control_checkpoint` shows the old one until
 /// the first checkpoint after a promotion.
-async fn system(client: &Client) -> Result<(i64, i32), PreflightError> {
+///
+/// # Errors
+///
+/// SQL.
+pub async fn system(client: &Client) -> Result<(i64, i32), PreflightError> {
     let row = client
         .query_one(
             "SELECT system_identifier,

@@ -105,6 +105,29 @@ async fn status_counts_what_is_pending() {
 }
 
 #[tokio::test]
+async fn from_now_skips_the_archive_also_after_a_cut_off_start() {
+    let site = Site::new().await;
+    site.publish("1").await;
+    // A start that died between the row and its position.
+    site.client
+        .execute(
+            "INSERT INTO statecast.cursor (pipeline, system_identifier, timeline, snapshot, max_seq)
+             SELECT $1, system_identifier, 1, '1:1:', 1 FROM pg_control_system()",
+            &[&site.pipeline],
+        )
+        .await
+        .unwrap();
+    site.succeed(&["run", "--until-idle", "--from", "now"]).await;
+    let status = site.status().await;
+    assert_eq!((&status["pending"], &status["confirmed"]), (&0.into(), &0.into()));
+    assert_eq!((site.cursor("base").await, site.books().await), (1, (1, 1)));
+    site.publish("2").await;
+    // An existing pipeline goes on where it is.
+    site.succeed(&["run", "--until-idle", "--from", "now"]).await;
+    assert_eq!((site.status().await["confirmed"].as_i64(), site.books().await), (Some(1), (2, 2)));
+}
+
+#[tokio::test]
 async fn publish_prints_the_id_and_says_why_not() {
     let site = Site::new().await;
     let id = site.publish("1").await;

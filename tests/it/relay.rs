@@ -16,6 +16,7 @@ use crate::checker::{Verdict, check, read_committed};
 use crate::consumer::Consumer;
 use crate::load::{self, Load, Written};
 use crate::process::{Invocation, Relay};
+use crate::proxy::{Mode, Proxy};
 use crate::servers::{self, Topology, connect, unique};
 
 /// For everything to arrive once nothing fails any more.
@@ -308,4 +309,40 @@ async fn long_transactions_here_and_elsewhere_delay_only_themselves() {
     elsewhere.batch_execute("COMMIT").await.unwrap();
     bench.publish("order", "held", 3).await;
     bench.finish(&mut [relay], &consumer).await.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_relay_notices_that_the_broker_has_gone() {
+    let mut broker = Rabbitmq::start(RabbitmqOptions::default()).await.unwrap();
+    let bench = Bench::new(servers::fresh_database().await, &broker).await;
+    let relay = bench.relay().await;
+    broker.stop().await.unwrap();
+    let noticed = tokio::time::timeout(Duration::from_secs(20), async {
+        while relay.get("/ready").await.is_none_or(|(status, _)| status == 200) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(noticed.await.is_ok(), "still ready without a broker");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_whose_server_is_silent_is_not_ready_and_stops_when_told() {
+    let bench = Bench::shared().await;
+    let leader = bench.relay().await;
+    let proxy = Proxy::start(format!("127.0.0.1:{}", servers::postgres().await.port())).await;
+    let mut standby =
+        bench.invocation.replica().with("STATECAST_POSTGRES__URL", &proxy.url(&bench.url)).start();
+    standby.wait_ready(READY_LIMIT).await.unwrap();
+    // Accepted and acknowledged by the kernel, never answered.
+    proxy.set(Mode::Stall);
+    let noticed = tokio::time::timeout(Duration::from_secs(40), async {
+        while standby.get("/ready").await.is_none_or(|(status, _)| status == 200) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(noticed.await.is_ok(), "still ready without a server");
+    standby.sigterm();
+    assert!(standby.wait(STOP_LIMIT).await.is_some_and(|status| status.success()));
+    proxy.set(Mode::Pass);
+    drop(leader);
 }

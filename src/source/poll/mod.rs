@@ -23,7 +23,7 @@ use crate::config;
 use crate::contract::{Batch, Fetch, Input, Page, Position, Via, Window};
 use crate::event::Seq;
 use crate::snapshot::Snapshot;
-use page::{Head, PageError, PageRows, Request, Statements};
+use page::{Head, PageError, PageRows, Request, Statements, answered};
 use window::{Frontier, Opening};
 
 /// How often the flush position is asked for before it is pushed: commits of the application usually move it.
@@ -236,16 +236,15 @@ impl Poller {
             return Ok(());
         }
         for look in 0.. {
-            let row = self.client.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await?;
+            let row = answered(self.client.query_one("SELECT pg_current_wal_flush_lsn()", &[])).await?;
             if u64::from(row.try_get::<_, PgLsn>(0)?) >= head.insert_lsn {
                 return Ok(());
             }
             if look < FLUSH_LOOKS {
                 tokio::time::sleep(FLUSH_LOOK_INTERVAL).await;
             } else {
-                self.client
-                    .batch_execute("SELECT pg_logical_emit_message(true, 'statecast', 'flush')")
-                    .await?;
+                let flush = "SELECT pg_logical_emit_message(true, 'statecast', 'flush')";
+                answered(self.client.batch_execute(flush)).await?;
             }
         }
         Ok(())

@@ -1,6 +1,9 @@
 //! One page of a window, read in one statement: hence one MVCC snapshot.
 
-use tokio_postgres::types::{FromSql, Type};
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
@@ -87,6 +90,10 @@ SELECT seq, xid, event_id, aggregate_type, aggregate_id, event_type, schema_vers
  WHERE seq = ANY ($1::bigint[]) AND seq >= $2::bigint AND seq <= $3::bigint
  ORDER BY seq";
 
+/// No answer for this long: the connection is taken for dead. More than the session's `statement_timeout`, which a backend
+/// that hangs, or a proxy whose server is gone, does not keep.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
+
 /// The statements of a poller, prepared once per session.
 #[derive(Debug, Clone)]
 pub struct Statements {
@@ -152,6 +159,9 @@ pub enum PageError {
     /// The server sent a snapshot that is none.
     #[error(transparent)]
     Snapshot(#[from] BadSnapshot),
+    /// The server does not answer.
+    #[error("PostgreSQL has not answered a read of the outbox for {ANSWER_TIMEOUT:?}")]
+    Silent,
     /// No cursor row.
     #[error("pipeline {0:?} has no row in statecast.cursor: it was dropped while the relay ran")]
     NoCursor(String),
@@ -185,23 +195,20 @@ impl Statements {
             Some((upper, ceil)) => (Some(upper.to_string()), Some(ceil)),
             None => (None, None),
         };
-        let rows = client
-            .query(
-                &self.page,
-                &[
-                    &request.pipeline,
-                    &request.from.to_string(),
-                    &upper,
-                    &request.from.xmax.to_string(),
-                    &request.after_seq,
-                    &request.prune_seq,
-                    &request.floor_seq,
-                    &ceil,
-                    &request.rows_max,
-                    &request.bytes_max,
-                ],
-            )
-            .await?;
+        let (from, p_xmax) = (request.from.to_string(), request.from.xmax.to_string());
+        let parameters: [&(dyn ToSql + Sync); 10] = [
+            &request.pipeline,
+            &from,
+            &upper,
+            &p_xmax,
+            &request.after_seq,
+            &request.prune_seq,
+            &request.floor_seq,
+            &ceil,
+            &request.rows_max,
+            &request.bytes_max,
+        ];
+        let rows = answered(client.query(&self.page, &parameters)).await?;
         let mut head = None;
         let mut found = 0;
         let mut events = Vec::with_capacity(rows.len().saturating_sub(1));
@@ -228,7 +235,7 @@ impl Statements {
         let (Some(lo), Some(hi)) = (seqs.iter().min(), seqs.iter().max()) else {
             return Ok(Vec::new());
         };
-        let rows = client.query(&self.fetch, &[&seqs, lo, hi]).await?;
+        let rows = answered(client.query(&self.fetch, &[&seqs, lo, hi])).await?;
         let events = rows.iter().map(event).collect::<Result<Vec<_>, _>>()?;
         if events.len() < seqs.len() {
             let there: std::collections::HashSet<Seq> = events.iter().map(|e| e.seq).collect();
@@ -237,6 +244,13 @@ impl Statements {
         }
         Ok(events)
     }
+}
+
+/// The answer to a query, if there is one in time.
+pub(super) async fn answered<T>(
+    query: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, PageError> {
+    Ok(timeout(ANSWER_TIMEOUT, query).await.map_err(|_| PageError::Silent)??)
 }
 
 fn decode_head(row: &Row) -> Result<Head, PageError> {
