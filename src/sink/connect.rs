@@ -1,14 +1,17 @@
 //! A connection to one of the configured brokers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::tcp::{AMQPUriTcpExt, RustlsConnector, TLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
+use rustls::ClientConfig;
 use tokio::time::timeout;
 
 use super::{SinkError, reply_code};
-use crate::config::{Rabbitmq, Tls, TlsMode};
+use crate::config::{Rabbitmq, TlsMode};
+use crate::tls;
 
 /// Heartbeat in seconds: a silent peer is gone after about ten.
 const HEARTBEAT_S: u16 = 4;
@@ -22,12 +25,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// That of the last URL tried, when none could be connected to.
 pub async fn connect(config: &Rabbitmq, name: &str) -> Result<Connection, SinkError> {
-    let tls = tls_config(&config.tls)?;
     let mut urls: Vec<&str> = config.urls.iter().map(|url| url.expose()).collect();
     fastrand::shuffle(&mut urls);
-    let mut last = SinkError::Tls("rabbitmq.urls is empty".into());
+    let mut last = SinkError::Url("rabbitmq.urls is empty: name at least one broker".into());
     for url in urls {
-        match connect_one(url, config.tls.mode, tls.clone(), name).await {
+        match connect_one(url, config, name).await {
             Ok(connection) => return Ok(connection),
             Err(error) => {
                 tracing::debug!(%error, "broker not reachable");
@@ -38,39 +40,45 @@ pub async fn connect(config: &Rabbitmq, name: &str) -> Result<Connection, SinkEr
     Err(last)
 }
 
-async fn connect_one(
-    url: &str,
-    mode: TlsMode,
-    tls: OwnedTLSConfig,
-    name: &str,
-) -> Result<Connection, SinkError> {
+async fn connect_one(url: &str, config: &Rabbitmq, name: &str) -> Result<Connection, SinkError> {
     let mut uri: AMQPUri = url
         .parse()
-        .map_err(|_| SinkError::Tls("rabbitmq.urls holds something that is not an AMQP URL".into()))?;
-    match mode {
+        .map_err(|_| SinkError::Url("rabbitmq.urls holds something that is not an AMQP URL".into()))?;
+    match config.tls.mode {
         TlsMode::Url => {}
         TlsMode::Disable => uri.scheme = AMQPScheme::AMQP,
         TlsMode::Verify => uri.scheme = AMQPScheme::AMQPS,
     }
     uri.query.heartbeat = Some(HEARTBEAT_S);
     let server = describe(&uri);
+    let failed = |error: &lapin::Error| {
+        let (cause, refused) = explain(error);
+        SinkError::Connect { server: server.clone(), cause, refused }
+    };
+    let tls = match uri.scheme {
+        AMQPScheme::AMQP => None,
+        AMQPScheme::AMQPS => Some(Arc::new(tls::client_config(&config.tls)?)),
+    };
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let connecting = Connection::connect_uri_with_config(
+    let runtime = lapin::runtime::default_runtime().map_err(|error| failed(&error))?;
+    let connecting = Connection::connector(
         uri,
+        runtime,
+        async move |uri, runtime| {
+            let host = uri.authority.host.clone();
+            let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri };
+            let stream = plain.connect_with_config_async(TLSConfig::default(), &runtime).await?;
+            Ok(match &tls {
+                None => stream,
+                // lapin's own TLS would trust the platform's CAs beside ours, and fail on a platform without any.
+                Some(tls) => stream.into_rustls(&connector(tls), &host).await?,
+            })
+        },
         properties,
-        tls,
-        lapin::runtime::default_runtime().map_err(|e| SinkError::Connect {
-            server: server.clone(),
-            cause: e.to_string(),
-            refused: false,
-        })?,
     );
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => {
-            let (cause, refused) = explain(&error);
-            Err(SinkError::Connect { server, cause, refused })
-        }
+        Ok(Err(error)) => Err(failed(&error)),
         Err(_) => Err(SinkError::Connect {
             server,
             cause: format!(
@@ -79,6 +87,10 @@ async fn connect_one(
             refused: false,
         }),
     }
+}
+
+fn connector(tls: &Arc<ClientConfig>) -> RustlsConnector {
+    RustlsConnector::from(Arc::clone(tls))
 }
 
 /// Closes a connection, within a deadline.
@@ -92,14 +104,15 @@ fn explain(error: &lapin::Error) -> (String, bool) {
         Some(403) => (format!("{error}: wrong user name or password"), true),
         Some(530) => (format!("{error}: this vhost does not exist or the user may not use it"), true),
         _ => {
-            let text = error.to_string();
-            let tls = text.contains("certificate") || text.contains("TLS") || text.contains("tls");
-            let hint = if tls {
-                "; look at rabbitmq.tls (ca_file, cert_file, key_file) and the name in the URL"
-            } else {
-                ""
+            let cause = match error.kind() {
+                lapin::ErrorKind::IOError(io) => tls::remedy(io.as_ref(), "rabbitmq.tls"),
+                // What a TLS listener says to a plain client is no AMQP frame.
+                lapin::ErrorKind::ParsingError(_) => {
+                    Some("this port speaks no plain AMQP: if it is a TLS port, write amqps://".to_owned())
+                }
+                _ => None,
             };
-            (format!("{text}{hint}"), false)
+            (cause.map_or_else(|| error.to_string(), |cause| format!("{cause} ({error})")), false)
         }
     }
 }
@@ -110,22 +123,4 @@ fn describe(uri: &AMQPUri) -> String {
         AMQPScheme::AMQPS => "amqps",
     };
     format!("{scheme}://{}:{}, vhost {:?}", uri.authority.host, uri.authority.port, uri.vhost)
-}
-
-fn tls_config(tls: &Tls) -> Result<OwnedTLSConfig, SinkError> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|e| SinkError::Tls(format!("cannot read {}: {e}", path.display())))
-    };
-    let cert_chain = match &tls.ca_file {
-        None => None,
-        Some(path) => Some(
-            String::from_utf8(read(path)?)
-                .map_err(|_| SinkError::Tls(format!("{} is not a PEM file", path.display())))?,
-        ),
-    };
-    let identity = match (&tls.cert_file, &tls.key_file) {
-        (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(cert)?, key: read(key)? }),
-        _ => None,
-    };
-    Ok(OwnedTLSConfig { identity, cert_chain })
 }

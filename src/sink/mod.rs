@@ -47,9 +47,12 @@ pub enum SinkError {
         /// How long we waited.
         waited: Duration,
     },
-    /// TLS files.
+    /// The TLS settings cannot be used.
+    #[error("TLS for RabbitMQ cannot be set up (rabbitmq.tls)")]
+    Tls(#[from] crate::tls::TlsError),
+    /// `rabbitmq.urls` cannot be used.
     #[error("{0}")]
-    Tls(String),
+    Url(String),
 }
 
 impl SinkError {
