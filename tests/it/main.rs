@@ -28,3 +28,4 @@ mod retention;
 mod sandbox;
 mod schema;
 mod servers;
+mod tls;
