@@ -91,7 +91,7 @@ pub enum PgError {
         source: tokio_postgres::Error,
     },
     /// Anything else: not there, starting, shutting down.
-    #[error("cannot connect to PostgreSQL at {at}")]
+    #[error("cannot connect to PostgreSQL at {at} (does it run, and is postgres.url right?)")]
     Connect {
         /// host:port.
         at: String,
@@ -398,7 +398,7 @@ mod tests {
         };
         let error = connect(&cfg, "statecast/test").await.err().unwrap();
         let line = describe(&error);
-        assert!(line.starts_with("cannot connect to PostgreSQL at 127.0.0.1:1: "), "{line}");
+        assert!(line.starts_with("cannot connect to PostgreSQL at 127.0.0.1:1 ("), "{line}");
         assert!(!line.contains("hidden") && !line.contains('\n'), "{line}");
         assert!(!error.is_permanent());
     }

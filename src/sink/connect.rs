@@ -105,7 +105,8 @@ fn explain(error: &lapin::Error) -> (String, bool) {
         Some(530) => (format!("{error}: this vhost does not exist or the user may not use it"), true),
         _ => {
             let cause = match error.kind() {
-                lapin::ErrorKind::IOError(io) => tls::remedy(io.as_ref(), "rabbitmq.tls"),
+                lapin::ErrorKind::IOError(io) => tls::remedy(io.as_ref(), "rabbitmq.tls")
+                    .or_else(|| Some("does it run, and is rabbitmq.urls right?".to_owned())),
                 // What a TLS listener says to a plain client is no AMQP frame.
                 lapin::ErrorKind::ParsingError(_) => {
                     Some("this port speaks no plain AMQP: if it is a TLS port, write amqps://".to_owned())
