@@ -29,4 +29,5 @@ mod retention;
 mod sandbox;
 mod schema;
 mod servers;
+mod sink;
 mod tls;
