@@ -58,18 +58,31 @@ pub enum PgError {
         source: tokio_postgres::Error,
     },
     /// The handshake failed: an unknown CA, another name, an expired certificate.
-    #[error(
-        "no TLS with PostgreSQL at {at}: set postgres.tls.ca_file to the CA that signed its certificate, and use the host name that stands in it"
-    )]
+    #[error("no TLS with PostgreSQL at {at}: {remedy}")]
     Handshake {
         /// host:port.
         at: String,
+        /// What to do.
+        remedy: String,
         /// The client's error.
         #[source]
         source: tokio_postgres::Error,
     },
+    /// No client certificate, or one that is not this user's.
+    #[error(
+        "PostgreSQL at {at} asks for a client certificate of this user: set postgres.tls.cert_file and key_file"
+    )]
+    ClientCertificate {
+        /// host:port.
+        at: String,
+        /// The server's error.
+        #[source]
+        source: tokio_postgres::Error,
+    },
     /// Name or password refused, or no such database.
-    #[error("PostgreSQL at {at} refuses this login: correct user, password or database in postgres.url")]
+    #[error(
+        "PostgreSQL at {at} refuses this login: correct user, password or database in postgres.url (or the client certificate, if it asks for one)"
+    )]
     Login {
         /// host:port.
         at: String,
@@ -78,7 +91,7 @@ pub enum PgError {
         source: tokio_postgres::Error,
     },
     /// Anything else: not there, starting, shutting down.
-    #[error("cannot connect to PostgreSQL at {at}")]
+    #[error("cannot connect to PostgreSQL at {at} (does it run, and is postgres.url right?)")]
     Connect {
         /// host:port.
         at: String,
@@ -104,20 +117,17 @@ impl PgError {
             PgError::NotOffered { source, .. }
             | PgError::Required { source, .. }
             | PgError::Handshake { source, .. }
+            | PgError::ClientCertificate { source, .. }
             | PgError::Login { source, .. }
             | PgError::Connect { source, .. } => source.code(),
             PgError::Url(_) | PgError::Tls(_) | PgError::Timeout { .. } | PgError::Pool(_) => None,
         }
     }
 
-    /// Can only a change of configuration help? Everything else may heal by itself.
+    /// Can only a change of our own configuration help? Everything else may heal while we wait: the server's TLS and
+    /// its access rules can be changed on its side.
     pub fn is_permanent(&self) -> bool {
-        match self {
-            PgError::Url(_) | PgError::Tls(_) | PgError::Pool(_) => true,
-            PgError::NotOffered { .. } | PgError::Required { .. } => true,
-            PgError::Handshake { .. } | PgError::Login { .. } => false,
-            PgError::Connect { .. } | PgError::Timeout { .. } => false,
-        }
+        matches!(self, PgError::Url(_) | PgError::Tls(_) | PgError::Pool(_))
     }
 }
 
@@ -253,6 +263,10 @@ impl Settings {
             if refused && self.tls.is_none() && db.message().contains("no encryption") {
                 return PgError::Required { at, source };
             }
+            // Both sentences of the server that ask for one: none was given, or its name is another user's.
+            if refused && db.message().contains("certificate") {
+                return PgError::ClientCertificate { at, source };
+            }
             let login = [
                 &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
                 &SqlState::INVALID_PASSWORD,
@@ -269,8 +283,9 @@ impl Settings {
             if text.contains("server does not support TLS") {
                 return PgError::NotOffered { at, source };
             }
-            if text.contains("error performing TLS handshake") {
-                return PgError::Handshake { at, source };
+            // With TLS 1.3 the server judges our certificate after the handshake is done for us.
+            if let Some(remedy) = tls::remedy(&source, "postgres.tls") {
+                return PgError::Handshake { at, remedy, source };
             }
         }
         PgError::Connect { at, source }
@@ -383,7 +398,7 @@ mod tests {
         };
         let error = connect(&cfg, "statecast/test").await.err().unwrap();
         let line = describe(&error);
-        assert!(line.starts_with("cannot connect to PostgreSQL at 127.0.0.1:1: "), "{line}");
+        assert!(line.starts_with("cannot connect to PostgreSQL at 127.0.0.1:1 ("), "{line}");
         assert!(!line.contains("hidden") && !line.contains('\n'), "{line}");
         assert!(!error.is_permanent());
     }

@@ -2,10 +2,12 @@
 //!
 //! The crypto provider is named here, so nothing depends on a process-wide default having been installed.
 
+use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_cert::der::Decode;
@@ -113,6 +115,60 @@ pub fn not_after_s(tls: &Tls) -> Option<u64> {
 fn expiry_s(cert: &CertificateDer<'_>) -> Option<u64> {
     let cert = x509_cert::Certificate::from_der(cert).ok()?;
     Some(cert.tbs_certificate.validity.not_after.to_unix_duration().as_secs())
+}
+
+/// What to do about a handshake that failed, if that is what `error` is about. `section` is the configuration's, such
+/// as `rabbitmq.tls`.
+pub fn remedy(error: &(dyn Error + 'static), section: &str) -> Option<String> {
+    use CertificateError as Bad;
+    let found = rustls_error(error)?;
+    Some(match found {
+        rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
+            format!("set {section}.ca_file to the CA that signed the server's certificate")
+        }
+        rustls::Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => {
+            "connect by a host name that stands in the server's certificate".to_owned()
+        }
+        rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
+            "renew the server's certificate".to_owned()
+        }
+        rustls::Error::InvalidCertificate(_) => "replace the server's certificate".to_owned(),
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired | AlertDescription::NoCertificate,
+        ) => format!("the server asks for a client certificate: set {section}.cert_file and key_file"),
+        rustls::Error::AlertReceived(
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError,
+        ) => format!(
+            "the server refuses the client certificate in {section}.cert_file: use one that its CA signed and that is valid"
+        ),
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "this port speaks no TLS: use the server's TLS port, or do without TLS".to_owned()
+        }
+        _ => format!("look at the server's TLS settings and at {section}"),
+    })
+}
+
+/// The TLS library's error in a chain of causes.
+fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        // An io::Error names the cause of what it wraps as its own, and so hides what it wraps.
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 fn roots_of(file: &Path) -> Result<RootCertStore, TlsError> {

@@ -90,7 +90,8 @@ pub fn classify(error: &SessionError) -> Class {
         SessionError::Preflight(error) if error.is_permanent() => Class::Permanent,
         SessionError::Cursor(CursorError::Snapshot(_)) => Class::Permanent,
         SessionError::Page(PageError::RowsGone { .. }) => Class::Permanent,
-        SessionError::Sink(SinkError::Tls(_)) => Class::Permanent,
+        SessionError::Sink(SinkError::Tls(_) | SinkError::Url(_)) => Class::Permanent,
+        SessionError::Postgres(error) if error.is_permanent() => Class::Permanent,
         SessionError::Unpublishable(_) => Class::Permanent,
         _ => Class::Transient,
     }

@@ -21,7 +21,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 const WHY_NACK: &str = "the broker answered with a nack: a queue is full (x-overflow = reject-publish) or has no quorum; \
      make room in it or restore its nodes";
-const REMEDY_TOO_LARGE: &str = "raise rabbitmq.max_message_size together with the broker's own limit";
+const REMEDY_TOO_LARGE: &str = "raise that limit (and the broker's own, if it is lower)";
 const REMEDY_INVALID: &str = "correct the row, or remove it, as the owner of the table";
 
 /// The first event that is being refused, for `/ready` and the log.

@@ -1,18 +1,19 @@
 //! A connection to one of the configured brokers.
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
+use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, RustlsConnector, TLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
 use tokio::time::timeout;
 
+use super::attempt::Attempt;
 use super::{SinkError, reply_code};
-use crate::config::{Rabbitmq, Tls, TlsMode};
+use crate::config::{Rabbitmq, TlsMode};
+use crate::tls;
 
 /// Heartbeat in seconds: a silent peer is gone after about ten.
 const HEARTBEAT_S: u16 = 4;
@@ -26,12 +27,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// That of the last URL tried, when none could be connected to.
 pub async fn connect(config: &Rabbitmq, name: &str) -> Result<Connection, SinkError> {
-    let tls = tls_config(&config.tls)?;
     let mut urls: Vec<&str> = config.urls.iter().map(|url| url.expose()).collect();
     fastrand::shuffle(&mut urls);
-    let mut last = SinkError::Tls("rabbitmq.urls is empty".into());
+    let mut last = SinkError::Url("rabbitmq.urls is empty: name at least one broker".into());
     for url in urls {
-        match connect_one(url, config.tls.mode, tls.clone(), name).await {
+        match connect_one(url, config, name).await {
             Ok(connection) => return Ok(connection),
             Err(error) => {
                 tracing::debug!(%error, "broker not reachable");
@@ -42,48 +42,48 @@ pub async fn connect(config: &Rabbitmq, name: &str) -> Result<Connection, SinkEr
     Err(last)
 }
 
-async fn connect_one(
-    url: &str,
-    mode: TlsMode,
-    tls: OwnedTLSConfig,
-    name: &str,
-) -> Result<Connection, SinkError> {
+async fn connect_one(url: &str, config: &Rabbitmq, name: &str) -> Result<Connection, SinkError> {
     let mut uri: AMQPUri = url
         .parse()
-        .map_err(|_| SinkError::Tls("rabbitmq.urls holds something that is not an AMQP URL".into()))?;
-    match mode {
+        .map_err(|_| SinkError::Url("rabbitmq.urls holds something that is not an AMQP URL".into()))?;
+    match config.tls.mode {
         TlsMode::Url => {}
         TlsMode::Disable => uri.scheme = AMQPScheme::AMQP,
         TlsMode::Verify => uri.scheme = AMQPScheme::AMQPS,
     }
     uri.query.heartbeat = Some(HEARTBEAT_S);
     let server = describe(&uri);
+    let failed = |error: &lapin::Error| {
+        let (cause, refused) = explain(error);
+        SinkError::Connect { server: server.clone(), cause, refused }
+    };
+    let tls = match uri.scheme {
+        AMQPScheme::AMQP => None,
+        AMQPScheme::AMQPS => Some(Arc::new(tls::client_config(&config.tls)?)),
+    };
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let runtime = lapin::runtime::default_runtime().map_err(|e| SinkError::Connect {
-        server: server.clone(),
-        cause: e.to_string(),
-        refused: false,
-    })?;
+    let runtime = lapin::runtime::default_runtime().map_err(|error| failed(&error))?;
     let attempt = Attempt::default();
-    let sockets = attempt.0.clone();
+    let watched = attempt.handle();
     let connecting = Connection::connector(
         uri,
         runtime,
-        async move |uri: AMQPUri, runtime| {
-            let opening = uri.connect_with_config_async(tls.as_ref(), &runtime);
-            let stream = timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| timed_out())??;
-            let socket = match &stream {
-                AsyncTcpStream::Plain(plain) => plain.get_ref().as_fd().try_clone_to_owned(),
-                AsyncTcpStream::Rustls(tls) => tls.get_ref().0.get_ref().as_fd().try_clone_to_owned(),
-                _ => Err(io::ErrorKind::Unsupported.into()),
-            }?;
-            let mut state = lock(&sockets);
-            if state.over {
-                return Err(timed_out().into());
-            }
-            state.socket = Some(socket.into());
-            drop(state);
-            Ok(stream)
+        async move |uri, runtime| {
+            let opening = async {
+                let host = uri.authority.host.clone();
+                let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri };
+                let stream = plain.connect_with_config_async(TLSConfig::default(), &runtime).await?;
+                if let AsyncTcpStream::Plain(plain) = &stream {
+                    watched.watch(plain.get_ref().as_fd().try_clone_to_owned()?)?;
+                }
+                // lapin's own TLS would trust the platform's CAs beside ours, and fail on a platform without any.
+                match &tls {
+                    None => Ok(stream),
+                    Some(tls) => stream.into_rustls(&RustlsConnector::from(Arc::clone(tls)), &host).await,
+                }
+            };
+            let timed_out = || Err(io::ErrorKind::TimedOut.into());
+            Ok(timeout(CONNECT_TIMEOUT, opening).await.unwrap_or_else(|_| timed_out())?)
         },
         properties,
     );
@@ -92,10 +92,7 @@ async fn connect_one(
             attempt.finished();
             Ok(connection)
         }
-        Ok(Err(error)) => {
-            let (cause, refused) = explain(&error);
-            Err(SinkError::Connect { server, cause, refused })
-        }
+        Ok(Err(error)) => Err(failed(&error)),
         Err(_) => Err(SinkError::Connect {
             server,
             cause: format!(
@@ -104,44 +101,6 @@ async fn connect_one(
             refused: false,
         }),
     }
-}
-
-/// A handshake under way. lapin's thread for it waits for ever where a peer accepts and then says nothing; dropping this
-/// ends the socket of a handshake that is not finished, and with it the thread. On a finished one it does nothing.
-#[derive(Default)]
-struct Attempt(Arc<Mutex<Socket>>);
-
-#[derive(Default)]
-struct Socket {
-    /// A second handle on the connection's socket.
-    socket: Option<TcpStream>,
-    /// Nobody waits any more.
-    over: bool,
-}
-
-impl Attempt {
-    fn finished(&self) {
-        lock(&self.0).socket = None;
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        let mut state = lock(&self.0);
-        state.over = true;
-        if let Some(socket) = state.socket.take() {
-            // It may be gone already, which is as good.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-fn lock(state: &Mutex<Socket>) -> MutexGuard<'_, Socket> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn timed_out() -> io::Error {
-    io::ErrorKind::TimedOut.into()
 }
 
 /// Closes a connection, within a deadline.
@@ -155,14 +114,16 @@ fn explain(error: &lapin::Error) -> (String, bool) {
         Some(403) => (format!("{error}: wrong user name or password"), true),
         Some(530) => (format!("{error}: this vhost does not exist or the user may not use it"), true),
         _ => {
-            let text = error.to_string();
-            let tls = text.contains("certificate") || text.contains("TLS") || text.contains("tls");
-            let hint = if tls {
-                "; look at rabbitmq.tls (ca_file, cert_file, key_file) and the name in the URL"
-            } else {
-                ""
+            let cause = match error.kind() {
+                lapin::ErrorKind::IOError(io) => tls::remedy(io.as_ref(), "rabbitmq.tls")
+                    .or_else(|| Some("does it run, and is rabbitmq.urls right?".to_owned())),
+                // What a TLS listener says to a plain client is no AMQP frame.
+                lapin::ErrorKind::ParsingError(_) => {
+                    Some("this port speaks no plain AMQP: if it is a TLS port, write amqps://".to_owned())
+                }
+                _ => None,
             };
-            (format!("{text}{hint}"), false)
+            (cause.map_or_else(|| error.to_string(), |cause| format!("{cause} ({error})")), false)
         }
     }
 }
@@ -173,24 +134,6 @@ fn describe(uri: &AMQPUri) -> String {
         AMQPScheme::AMQPS => "amqps",
     };
     format!("{scheme}://{}:{}, vhost {:?}", uri.authority.host, uri.authority.port, uri.vhost)
-}
-
-fn tls_config(tls: &Tls) -> Result<OwnedTLSConfig, SinkError> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|e| SinkError::Tls(format!("cannot read {}: {e}", path.display())))
-    };
-    let cert_chain = match &tls.ca_file {
-        None => None,
-        Some(path) => Some(
-            String::from_utf8(read(path)?)
-                .map_err(|_| SinkError::Tls(format!("{} is not a PEM file", path.display())))?,
-        ),
-    };
-    let identity = match (&tls.cert_file, &tls.key_file) {
-        (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(cert)?, key: read(key)? }),
-        _ => None,
-    };
-    Ok(OwnedTLSConfig { identity, cert_chain })
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! of a batch are polled once each in order, which puts their frames on the connection in that order, and are awaited
 //! together with their confirms, so a socket that does not drain never keeps the lane from reading answers.
 //!
-//! Ends when the relay drops its sender and all confirms are in, or with the error that ended the connection.
+//! Ends when the relay drops its sender and all confirms are in, when the relay has stopped waiting for them, or with the
+//! error that ended the connection.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -150,6 +151,8 @@ impl Lane {
                     }
                     None => open = false,
                 },
+                // 4. Nobody waits for what is still in flight: a blocked or frozen broker may never answer it.
+                () = outcomes.closed() => break Ok(()),
             }
         };
         self.unblocked();

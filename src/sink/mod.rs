@@ -4,6 +4,7 @@
 //! each message; `encode` turns a message into AMQP properties and refuses what the broker would refuse; `connect`,
 //! `topology` and `fence` are what a lane does before its first publish.
 
+mod attempt;
 pub mod confirm;
 pub mod connect;
 pub mod encode;
@@ -47,9 +48,12 @@ pub enum SinkError {
         /// How long we waited.
         waited: Duration,
     },
-    /// TLS files.
+    /// The TLS settings cannot be used.
+    #[error("TLS for RabbitMQ cannot be set up (rabbitmq.tls)")]
+    Tls(#[from] crate::tls::TlsError),
+    /// `rabbitmq.urls` cannot be used.
     #[error("{0}")]
-    Tls(String),
+    Url(String),
 }
 
 impl SinkError {

@@ -11,6 +11,7 @@
     reason = "tests: a panic is a failed test; all is private to this binary; not every test uses every fault"
 )]
 
+mod bad_input;
 mod cases;
 mod checker;
 mod chunks;
@@ -29,3 +30,5 @@ mod retention;
 mod sandbox;
 mod schema;
 mod servers;
+mod sink;
+mod tls;

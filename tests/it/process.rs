@@ -49,6 +49,12 @@ impl Invocation {
         self
     }
 
+    /// Without a variable that was set before.
+    pub fn without(mut self, name: &str) -> Invocation {
+        self.environment.retain(|(set, _)| set != name);
+        self
+    }
+
     /// The same with an HTTP port of its own, for a second replica.
     pub fn replica(&self) -> Invocation {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));

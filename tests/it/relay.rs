@@ -30,20 +30,20 @@ fn knob(name: &str, default: usize) -> usize {
 }
 
 /// A database with the schema and the shop's tables, an exchange with a queue, and how to run the relay between them.
-struct Bench {
-    url: String,
-    topology: Topology,
-    invocation: Invocation,
+pub struct Bench {
+    pub url: String,
+    pub topology: Topology,
+    pub invocation: Invocation,
 }
 
 impl Bench {
-    async fn new(url: String, broker: &Rabbitmq) -> Bench {
+    pub async fn new(url: String, broker: &Rabbitmq) -> Bench {
         let bench = Bench::without_queue(url, broker).await;
         bench.topology.declare_queue("#", &[]).await;
         bench
     }
 
-    async fn without_queue(url: String, broker: &Rabbitmq) -> Bench {
+    pub async fn without_queue(url: String, broker: &Rabbitmq) -> Bench {
         let topology = Topology::new(broker.url());
         topology.declare_exchange().await;
         let invocation = Invocation::run(&url, &topology, &unique("pipeline"));
@@ -53,35 +53,35 @@ impl Bench {
         bench
     }
 
-    async fn shared() -> Bench {
+    pub async fn shared() -> Bench {
         Bench::new(servers::fresh_database().await, servers::rabbitmq().await).await
     }
 
-    async fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
         connect(&self.url).await.unwrap()
     }
 
-    async fn relay(&self) -> Relay {
+    pub async fn relay(&self) -> Relay {
         let relay = self.invocation.start();
         relay.wait_ready(READY_LIMIT).await.unwrap();
         relay
     }
 
-    fn consumer(&self) -> Consumer {
+    pub fn consumer(&self) -> Consumer {
         Consumer::start(&self.topology.url, &self.topology.queue)
     }
 
-    fn load(&self, load: Load) -> JoinHandle<Written> {
+    pub fn load(&self, load: Load) -> JoinHandle<Written> {
         let url = self.url.clone();
         tokio::spawn(async move { load.run(&url).await })
     }
 
-    async fn publish(&self, kind: &str, key: &str, n: i64) -> Uuid {
+    pub async fn publish(&self, kind: &str, key: &str, n: i64) -> Uuid {
         publish(&self.client().await, kind, key, n).await
     }
 
     /// Waits for everything committed, stops the relays in good order, and judges.
-    async fn finish(&self, relays: &mut [Relay], consumer: &Consumer) -> Verdict {
+    pub async fn finish(&self, relays: &mut [Relay], consumer: &Consumer) -> Verdict {
         let committed = read_committed(&self.client().await).await.unwrap();
         consumer.wait_for_ids(ARRIVAL_LIMIT, committed.iter().map(|row| row.event_id)).await;
         for relay in relays {
@@ -102,7 +102,7 @@ async fn publish(client: &Client, kind: &str, key: &str, n: i64) -> Uuid {
 }
 
 /// Waits until the consumer has `count` more deliveries than now.
-async fn progress(consumer: &Consumer, count: usize) {
+pub async fn progress(consumer: &Consumer, count: usize) {
     let target = consumer.deliveries().len() + count;
     let grew = consumer.wait_for(ARRIVAL_LIMIT, |deliveries| deliveries.len() >= target).await;
     assert!(grew, "no progress: {} of {target} deliveries", consumer.deliveries().len());
