@@ -1,6 +1,6 @@
 //! Builds the parts and runs sessions, one after another, until it is stopped or cannot go on.
 //!
-//! A *session* is one run over its connections ([`session`]). When one fails, [`classify`] says whether trying again can
+//! A *session* is one run over its connections ([`session`]). When one fails, [`classify()`] says whether trying again can
 //! help; if so the next one starts from the cursor after a back-off. There is no other recovery path.
 
 pub mod classify;
