@@ -53,8 +53,9 @@ async fn connect_one(url: &str, config: &Rabbitmq, name: &str) -> Result<Connect
     }
     uri.query.heartbeat = Some(HEARTBEAT_S);
     let server = describe(&uri);
+    let over_tls = uri.scheme == AMQPScheme::AMQPS;
     let failed = |error: &lapin::Error| {
-        let (cause, refused) = explain(error);
+        let (cause, refused) = explain(error, over_tls);
         SinkError::Connect { server: server.clone(), cause, refused }
     };
     let tls = match uri.scheme {
@@ -109,14 +110,19 @@ pub async fn close(connection: &Connection) {
 }
 
 /// What an operator should hear about a failed handshake, and whether it was a refusal.
-fn explain(error: &lapin::Error) -> (String, bool) {
+fn explain(error: &lapin::Error, over_tls: bool) -> (String, bool) {
     match reply_code(error) {
         Some(403) => (format!("{error}: wrong user name or password"), true),
         Some(530) => (format!("{error}: this vhost does not exist or the user may not use it"), true),
         _ => {
             let cause = match error.kind() {
-                lapin::ErrorKind::IOError(io) => tls::remedy(io.as_ref(), "rabbitmq.tls")
-                    .or_else(|| Some("does it run, and is rabbitmq.urls right?".to_owned())),
+                lapin::ErrorKind::IOError(io) => tls::remedy(io.as_ref(), "rabbitmq.tls").or_else(|| {
+                    // The broker's reason is lost where its reset overtakes it.
+                    let cut = io.kind() != io::ErrorKind::ConnectionRefused && over_tls;
+                    let refusal = "does it run, and does it accept the client certificate in rabbitmq.tls.cert_file, or \
+                         the lack of one?";
+                    Some(if cut { refusal } else { "does it run, and is rabbitmq.urls right?" }.to_owned())
+                }),
                 // What a TLS listener says to a plain client is no AMQP frame.
                 lapin::ErrorKind::ParsingError(_) => {
                     Some("this port speaks no plain AMQP: if it is a TLS port, write amqps://".to_owned())

@@ -34,7 +34,7 @@ async fn a_body_over_the_brokers_own_limit_is_found_among_others() {
     let (code, _, log) = run.output(Duration::from_secs(30)).await;
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains(&culprit.to_string()) && log.contains("too_large"), "{log}");
-    assert!(log.contains("max_message_size"), "the remedy: {log}");
+    assert!(log.contains("raise that limit"), "the remedy: {log}");
     assert_eq!(
         consumer.wait_for_ids(Duration::from_secs(10), ids).await,
         0,
