@@ -31,3 +31,4 @@ mod schema;
 mod servers;
 mod sink;
 mod tls;
+mod until_idle;
