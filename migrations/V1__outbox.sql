@@ -104,7 +104,10 @@ CREATE TABLE statecast.outbox (
                AND traceparent COLLATE "C" !~ '[\u0001-\u001F\u007F-\u009F]'),
     CONSTRAINT tracestate_is_1_to_512_bytes_without_control_characters
         CHECK (octet_length(tracestate) BETWEEN 1 AND 512
-               AND tracestate COLLATE "C" !~ '[\u0001-\u001F\u007F-\u009F]')
+               AND tracestate COLLATE "C" !~ '[\u0001-\u001F\u007F-\u009F]'),
+    -- RFC 3339, which CloudEvents times are, knows no others.
+    CONSTRAINT recorded_at_is_in_the_years_1_to_9999
+        CHECK (recorded_at >= '0001-01-01 00:00:00+00' AND recorded_at < '10000-01-01 00:00:00+00')
 ) PARTITION BY RANGE (seq);
 
 COMMENT ON TABLE statecast.outbox IS 'Events to publish. Insert only, in the transaction that changes the entity; see statecast.publish().';

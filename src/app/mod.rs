@@ -112,7 +112,18 @@ fn back_off() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_jitter()
         .with_min_delay(BACK_OFF_MIN)
-        .with_max_delay(BACK_OFF_MAX)
+        // Jitter adds up to as much again.
+        .with_max_delay(BACK_OFF_MAX / 2)
         .without_max_times()
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_bounded() {
+        assert!(back_off().take(100).all(|pause| pause >= BACK_OFF_MIN && pause <= BACK_OFF_MAX));
+    }
 }

@@ -360,3 +360,62 @@ async fn an_sql_ascii_database_ends_the_relay() {
     let (code, _, stderr) = statecast.arguments(&["install"]).output(LIMIT).await;
     assert!(code == Some(1) && stderr.contains("SQL_ASCII"), "{stderr}");
 }
+
+/// The table's checks are at least as strict as the relay: no row that a writer can make ends it.
+#[tokio::test]
+async fn whatever_the_table_takes_can_be_published() {
+    let site = Site::new().await;
+    let extremes = [
+        ("recorded_at", "'0001-01-01 00:00:00+00'"),
+        ("recorded_at", "'9999-12-31 23:59:59.999999+00'"),
+        ("recorded_at", "'1969-12-31 23:59:59.5+00'"),
+        ("headers", r#"'{"a": 1e999999, "b": -2147483649, "c": null, "d": true}'"#),
+        ("headers", "json_build_object('x', repeat('x', 32700))"),
+        ("headers", "(SELECT json_object_agg('n' || n, n) FROM generate_series(1, 1500) n)"),
+        ("payload", r#"'{"a": "\u0000"}'"#),
+        ("payload", r#"'{"a": "\ud800"}'"#),
+        ("payload", "'5'"),
+        ("payload", "NULL"),
+        ("payload", "to_json(repeat('x', 1000000))"),
+        ("entity_version", "-9223372036854775808"),
+        ("correlation_id", "repeat('ä', 127)"),
+        ("causation_id", "repeat('ä', 127)"),
+        ("traceparent", "repeat('ä', 127)"),
+        ("tracestate", "repeat('ä', 256)"),
+        ("aggregate_id", "repeat('ä', 100)"),
+        ("aggregate_id", "'a\"b\\c#*.:'"),
+        ("aggregate_type", "repeat('x', 64)"),
+        ("event_type", "repeat('x', 128)"),
+        ("event_type", "'...'"),
+        ("schema_version", "'1.0.0-' || repeat('x', 58)"),
+        ("event_id", "'00000000-0000-0000-0000-000000000000'"),
+    ];
+    for (column, value) in extremes {
+        let mut columns =
+            vec![("aggregate_type", "'order'"), ("aggregate_id", "'1'"), ("event_type", "'placed'")];
+        columns.retain(|(name, _)| *name != column);
+        columns.push((column, value));
+        let (names, values): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+        let (names, values) = (names.join(", "), values.join(", "));
+        site.sql(&format!("INSERT INTO statecast.outbox ({names}) VALUES ({values})")).await;
+    }
+    let prefix = "p".repeat(127);
+    for format in ["structured", "binary"] {
+        let statecast = site
+            .statecast
+            .clone()
+            .with("STATECAST_NAME", &unique(format))
+            .with("STATECAST_EVENT__FORMAT", format)
+            .with("STATECAST_EVENT__TYPE_PREFIX", &prefix);
+        statecast.arguments(&["run", "--until-idle"]).succeed().await;
+    }
+    let consumer = Consumer::start(&site.topology.url, &site.topology.queue);
+    let expected = 2 * extremes.len();
+    assert!(consumer.wait_for(LIMIT, |deliveries| deliveries.len() == expected).await);
+    for delivery in consumer.deliveries() {
+        delivery.seen();
+        if delivery.content_type.as_deref() == Some("application/cloudevents+json") {
+            serde_json::from_slice::<&serde_json::value::RawValue>(&delivery.body).unwrap();
+        }
+    }
+}

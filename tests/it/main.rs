@@ -32,3 +32,4 @@ mod schema;
 mod servers;
 mod sink;
 mod tls;
+mod until_idle;

@@ -44,6 +44,16 @@ pub(crate) async fn every_check_refuses_by_name(url: &str) {
         ("causation_id", "E'\\t'", "causation_id_is_1_to_255_bytes_without_control_characters"),
         ("traceparent", "repeat('x', 256)", "traceparent_is_1_to_255_bytes_without_control_characters"),
         ("tracestate", "repeat('x', 513)", "tracestate_is_1_to_512_bytes_without_control_characters"),
+        ("event_type", "repeat('x', 129)", "event_type_is_1_to_128_letters_digits_underscore_dot_hyphen"),
+        ("payload", "' null '", "payload_is_not_json_null_use_sql_null_for_a_deletion"),
+        ("recorded_at", "'infinity'", "recorded_at_is_in_the_years_1_to_9999"),
+        ("recorded_at", "'-infinity'", "recorded_at_is_in_the_years_1_to_9999"),
+        ("recorded_at", "'10000-01-01 00:00:00+00'", "recorded_at_is_in_the_years_1_to_9999"),
+        (
+            "recorded_at",
+            "'0001-01-01 00:00:00+00'::timestamptz - interval '1 us'",
+            "recorded_at_is_in_the_years_1_to_9999",
+        ),
     ];
     let insert = |column: &str, value: &str| {
         let mut columns =
@@ -57,7 +67,39 @@ pub(crate) async fn every_check_refuses_by_name(url: &str) {
         let (code, found, _) = refused(&session, &insert(column, value)).await;
         assert_eq!((code.as_str(), found.as_str()), ("23514", constraint), "{column} = {value}");
     }
-    let reserved = "id source specversion type datacontenttype dataschema subject time data partitionkey sequence \
+    // What is of no type at all: a standard SQLSTATE, and nothing is written.
+    for (column, value, expected) in [
+        ("aggregate_type", "NULL", "23502"),
+        ("aggregate_id", "NULL", "23502"),
+        ("event_type", "NULL", "23502"),
+        ("schema_version", "NULL", "23502"),
+        ("event_id", "NULL", "23502"),
+        ("event_id", "'not-a-uuid'", "22P02"),
+        ("entity_version", "'one'", "22P02"),
+        ("entity_version", "9223372036854775808", "22003"),
+        ("payload", "'{'", "22P02"),
+        ("payload", "'{\"a\": 01}'", "22P02"),
+        ("payload", "''", "22P02"),
+        ("headers", "'{\"a\": \"\\ud800\"}'", "22P02"),
+        ("headers", "'{\"a\": \"\\u0000\"}'", "22P05"),
+        ("seq", "5", "428C9"),
+    ] {
+        assert_eq!(refused(&session, &insert(column, value)).await.0, expected, "{column} = {value}");
+    }
+    // publish() refuses the same by the same names.
+    for (arguments, constraint) in [
+        ("'a b', '1', 'x', '{}'", "aggregate_type_is_1_to_64_letters_digits_underscore_hyphen"),
+        ("'order', '', 'x', '{}'", "aggregate_id_is_1_to_200_bytes"),
+        ("'order', '1', 'x y', '{}'", "event_type_is_1_to_128_letters_digits_underscore_dot_hyphen"),
+        ("'order', '1', 'x', '{}', 'one'", "schema_version_is_a_semantic_version"),
+        ("'order', '1', 'x', '{}', headers => '{\"id\": 1}'", headers),
+        ("'order', '1', 'x', '{}', headers => '{\"a\": []}'", values),
+    ] {
+        let (code, found, _) = refused(&session, &format!("SELECT statecast.publish({arguments})")).await;
+        assert_eq!((code.as_str(), found.as_str()), ("23514", constraint), "{arguments}");
+    }
+    assert_eq!(number(&session, "SELECT count(*) FROM statecast.outbox").await, 0);
+    let reserved = "id source specversion type datacontenttype dataschema subject time data database64 partitionkey sequence \
                     aggregatetype operation schemaversion entityversion correlationid causationid traceparent tracestate";
     for name in reserved.split_whitespace() {
         let (_, found, _) = refused(&session, &insert("headers", &format!("'{{\"{name}\": 1}}'"))).await;
