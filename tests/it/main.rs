@@ -26,5 +26,6 @@ mod proxy;
 mod relay;
 mod retention;
 mod sandbox;
+mod schedules;
 mod schema;
 mod servers;
