@@ -23,6 +23,7 @@ mod pg;
 mod plans;
 mod process;
 mod proxy;
+mod readers;
 mod relay;
 mod retention;
 mod sandbox;
