@@ -24,6 +24,7 @@ mod plans;
 mod process;
 mod proxy;
 mod readers;
+mod refusals;
 mod relay;
 mod retention;
 mod sandbox;

@@ -19,7 +19,7 @@ use crate::process::{Invocation, Relay};
 use crate::servers::{self, Topology, connect, unique};
 
 /// For everything to arrive once nothing fails any more.
-const ARRIVAL_LIMIT: Duration = Duration::from_secs(90);
+pub const ARRIVAL_LIMIT: Duration = Duration::from_secs(90);
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// More than `shutdown.grace`.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -29,20 +29,20 @@ fn knob(name: &str, default: usize) -> usize {
 }
 
 /// A database with the schema and the shop's tables, an exchange with a queue, and how to run the relay between them.
-struct Bench {
-    url: String,
-    topology: Topology,
-    invocation: Invocation,
+pub struct Bench {
+    pub url: String,
+    pub topology: Topology,
+    pub invocation: Invocation,
 }
 
 impl Bench {
-    async fn new(url: String, broker: &Rabbitmq) -> Bench {
+    pub async fn new(url: String, broker: &Rabbitmq) -> Bench {
         let bench = Bench::without_queue(url, broker).await;
         bench.topology.declare_queue("#", &[]).await;
         bench
     }
 
-    async fn without_queue(url: String, broker: &Rabbitmq) -> Bench {
+    pub async fn without_queue(url: String, broker: &Rabbitmq) -> Bench {
         let topology = Topology::new(broker.url());
         topology.declare_exchange().await;
         let invocation = Invocation::run(&url, &topology, &unique("pipeline"));
@@ -52,35 +52,35 @@ impl Bench {
         bench
     }
 
-    async fn shared() -> Bench {
+    pub async fn shared() -> Bench {
         Bench::new(servers::fresh_database().await, servers::rabbitmq().await).await
     }
 
-    async fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
         connect(&self.url).await.unwrap()
     }
 
-    async fn relay(&self) -> Relay {
+    pub async fn relay(&self) -> Relay {
         let relay = self.invocation.start();
         relay.wait_ready(READY_LIMIT).await.unwrap();
         relay
     }
 
-    fn consumer(&self) -> Consumer {
+    pub fn consumer(&self) -> Consumer {
         Consumer::start(&self.topology.url, &self.topology.queue)
     }
 
-    fn load(&self, load: Load) -> JoinHandle<Written> {
+    pub fn load(&self, load: Load) -> JoinHandle<Written> {
         let url = self.url.clone();
         tokio::spawn(async move { load.run(&url).await })
     }
 
-    async fn publish(&self, kind: &str, key: &str, n: i64) -> Uuid {
+    pub async fn publish(&self, kind: &str, key: &str, n: i64) -> Uuid {
         publish(&self.client().await, kind, key, n).await
     }
 
     /// Waits for everything committed, stops the relays in good order, and judges.
-    async fn finish(&self, relays: &mut [Relay], consumer: &Consumer) -> Verdict {
+    pub async fn finish(&self, relays: &mut [Relay], consumer: &Consumer) -> Verdict {
         let committed = read_committed(&self.client().await).await.unwrap();
         consumer.wait_for_ids(ARRIVAL_LIMIT, committed.iter().map(|row| row.event_id)).await;
         for relay in relays {
@@ -235,7 +235,7 @@ async fn an_unroutable_event_holds_the_cursor_and_other_keys_pass() {
 }
 
 /// Waits until `/ready` is not 200 and names one of `events`; its body.
-async fn wait_for_reason(relay: &Relay, events: &HashSet<Uuid>) -> String {
+pub async fn wait_for_reason(relay: &Relay, events: &HashSet<Uuid>) -> String {
     let wait = async {
         loop {
             if let Some((status, body)) = relay.get("/ready").await
