@@ -40,7 +40,6 @@ cases! {
     schema::every_check_refuses_by_name,
     schema::publish_variants,
     schema::roles_may_what_they_should,
-    retention::retention_keeps_an_insert_between_seq_and_heap,
     retention::retention_limits,
     interrupted::interrupted_detach_is_finalised,
     interrupted::pending_tail_never_fails_an_insert,
@@ -52,4 +51,6 @@ cases! {
 cases_with_log! {
     chunks::upkeep_under_load,
     chunks::filled_tail_is_swapped_under_load,
+    retention::retention_keeps_an_insert_between_seq_and_heap,
+    retention::retention_and_held_inserts_do_not_wait_for_each_other,
 }

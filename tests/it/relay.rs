@@ -20,7 +20,7 @@ use crate::proxy::{Mode, Proxy};
 use crate::servers::{self, Topology, connect, unique};
 
 /// For everything to arrive once nothing fails any more.
-const ARRIVAL_LIMIT: Duration = Duration::from_secs(90);
+pub const ARRIVAL_LIMIT: Duration = Duration::from_secs(90);
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// More than `shutdown.grace`.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -236,7 +236,7 @@ async fn an_unroutable_event_holds_the_cursor_and_other_keys_pass() {
 }
 
 /// Waits until `/ready` is not 200 and names one of `events`; its body.
-async fn wait_for_reason(relay: &Relay, events: &HashSet<Uuid>) -> String {
+pub async fn wait_for_reason(relay: &Relay, events: &HashSet<Uuid>) -> String {
     let wait = async {
         loop {
             if let Some((status, body)) = relay.get("/ready").await
