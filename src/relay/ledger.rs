@@ -76,7 +76,7 @@ pub struct Ledger {
     windows: BTreeMap<u64, Progress>,
     /// The window of the cursor row, until its first page arrives.
     stored: Option<WindowPosition>,
-    /// Settled before the page that lists them arrived.
+    /// Settled before the page that lists them arrived, in this session or an earlier one.
     ahead: HashSet<Seq>,
     remembered: Vec<Remembered>,
     /// All that this sees is settled, written to the cursor row or not.
@@ -112,6 +112,7 @@ impl Ledger {
         let went_back = self.written.as_ref().is_some_and(|written| !reaches(position, written));
         if self.history.replace(history) != Some(history) || went_back {
             self.windows.clear();
+            self.ahead.clear();
             self.remembered.clear();
             self.durable = None;
         }
@@ -128,7 +129,6 @@ impl Ledger {
             }
         }
         self.forget_excess();
-        self.ahead.clear();
         self.written = Some(position.clone());
         self.fresh_passed = false;
         self.snapshot = position.snapshot.clone();
@@ -147,6 +147,9 @@ impl Ledger {
         };
         let keep = self.remembered.iter().rev().take(REMEMBERED_MAX).take_while(within).count();
         self.remembered.drain(..self.remembered.len() - keep);
+        if self.ahead.len() > REMEMBERED_ROWS_MAX {
+            self.ahead.clear();
+        }
     }
 
     /// The cursor row holds this now.
@@ -156,9 +159,11 @@ impl Ledger {
 
     /// Did an earlier session of this process settle this row?
     pub fn remembers(&self, xid: Xid, seq: Seq) -> bool {
-        self.remembered.iter().any(|w| {
-            seq <= w.read_to && w.upper.sees(xid) && !w.from.sees(xid) && !w.unsettled.contains(&seq)
-        })
+        let mut windows = self.remembered.iter();
+        self.ahead.contains(&seq)
+            || windows.any(|w| {
+                seq <= w.read_to && w.upper.sees(xid) && !w.from.sees(xid) && !w.unsettled.contains(&seq)
+            })
     }
 
     /// Takes a page. `is_open` says whether the relay still holds a row; what it does not hold is settled.
@@ -437,6 +442,23 @@ mod tests {
         assert!(ledger.remembers(3, 1), "also after a session that read nothing");
         ledger.begin((7, 2), &start(), 0, 0);
         assert!(!ledger.remembers(3, 1), "a promoted standby may not have it");
+    }
+
+    #[test]
+    fn a_row_settled_before_its_page_is_remembered() {
+        let mut ledger = Ledger::default();
+        ledger.begin(HERE, &start(), 0, 0);
+        // One large row: the relay had no room for its page until the confirm, and then the session was over.
+        ledger.settle(None, 1);
+        ledger.begin(HERE, &start(), 0, 0);
+        assert!(ledger.remembers(3, 1) && !ledger.remembers(3, 2));
+        ledger.page(&page(&window(1, "1:1:", "9:9:", 0, 2), &[1, 2], true), |seq| seq == 2);
+        assert_eq!(ledger.position().1, 1);
+        ledger.settle(Some(1), 2);
+        assert_eq!((ledger.position().1, ledger.ahead.len()), (2, 0));
+        ledger.settle(None, 3);
+        ledger.begin((7, 2), &start(), 0, 0);
+        assert!(!ledger.remembers(9, 3), "a promoted standby may not have it");
     }
 
     #[test]
