@@ -9,6 +9,7 @@
 
 pub mod keys;
 pub mod ledger;
+pub mod memory;
 mod state;
 pub mod window;
 
