@@ -30,4 +30,6 @@ mod retention;
 mod sandbox;
 mod schedules;
 mod schema;
+mod scripted;
 mod servers;
+mod takeover;
