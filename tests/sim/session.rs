@@ -118,6 +118,7 @@ fn settings(world: &Shared, plan: &SessionPlan) -> Settings {
         grace: Duration::from_millis(plan.grace_ms),
         confirm_timeout: Duration::from_secs(30),
         exchange: "events".into(),
+        careful: 0,
         floor_seq: world.outbox.cursor.floor_seq,
     }
 }
