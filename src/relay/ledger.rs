@@ -3,7 +3,7 @@
 //! Delivery order is window by window, and by `seq` within a window. The cursor moves over the contiguous settled
 //! prefix of that order only. What is settled *above* the cursor is implied: a row of a window that was read and
 //! is not among its unsettled rows is settled. So memory grows with what is unsettled, never with what is done.
-//! When a session ends, what it settled above the cursor goes into the [`Memory`] of the process.
+//! When a session ends, what it settled above the cursor goes into the memory (`memory`) of the process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

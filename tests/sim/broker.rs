@@ -94,7 +94,9 @@ impl World {
         let refusal = if hopeless == Some(Hopeless::Lane) {
             Some(Published::TooLarge { reason: "too large".into() })
         } else if let Some(refused) = &self.session.calm {
-            refused.contains(&key).then(|| if key.is_multiple_of(2) { Published::Nacked } else { returned() })
+            let healed = self.session.heals_at.is_some_and(|at| Instant::now() >= at);
+            (!healed && refused.contains(&key))
+                .then(|| if key.is_multiple_of(2) { Published::Nacked } else { returned() })
         } else if self.rng.f64() < self.plan.nack {
             Some(Published::Nacked)
         } else if self.rng.f64() < self.plan.returned {

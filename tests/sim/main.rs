@@ -77,6 +77,7 @@ async fn schedule(world: &Shared, tools: &Tools, sessions: &[SessionPlan]) -> Op
             let mut world = world.lock();
             if world.outbox.rows.iter().all(|row| row.hopeless.is_none()) {
                 let before = world.began.elapsed().saturating_sub(Duration::from_secs(40));
+                let refused = if plan.heals_ms.is_some() { &[] } else { refused.as_slice() };
                 world.check_flow(before, refused);
             }
         }

@@ -65,8 +65,9 @@ pub(crate) struct SessionPlan {
     pub(crate) stop_ms: u64,
     pub(crate) grace_ms: u64,
     pub(crate) until_idle: bool,
-    /// No faults; only these keys are refused.
+    /// No faults; only these keys are refused, and the broker may take them again before the end.
     pub(crate) calm: Option<Vec<u8>>,
+    pub(crate) heals_ms: Option<u64>,
 }
 
 /// Upper bounds of delays, microseconds.
@@ -159,10 +160,11 @@ impl Plan {
                 grace_ms: one_of(rng, &[0, 10, 1_000, 20_000]),
                 until_idle: rng.f64() < 0.1,
                 calm: None,
+                heals_ms: None,
             });
         }
-        // Other keys must flow while some are refused for long.
-        if rng.f64() < 0.2 {
+        // Other keys must flow while some are refused for long, and these when they no longer are.
+        if rng.f64() < 0.3 {
             let refused = (0..self.keys).filter(|_| rng.bool()).collect();
             self.sessions.push(SessionPlan {
                 process: 0,
@@ -173,6 +175,7 @@ impl Plan {
                 grace_ms: 20_000,
                 until_idle: false,
                 calm: Some(refused),
+                heals_ms: rng.bool().then_some(10_000),
             });
         }
     }
@@ -201,6 +204,7 @@ pub(crate) fn draining(process: usize) -> SessionPlan {
         grace_ms: 20_000,
         until_idle: true,
         calm: Some(Vec::new()),
+        heals_ms: None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! One session: the production relay between scripted parts, started and taken down as the application does it.
 
+use std::future::{Future, poll_fn};
+use std::task::Poll;
 use std::time::Duration;
 
 use statecast::contract::{Commit, Committed};
@@ -21,6 +23,9 @@ use crate::world::Shared;
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for answers after an abort, as the relay has it.
 const SALVAGE: Duration = Duration::from_secs(1);
+
+/// Polls of the relay at one moment of time, at most.
+const POLLS_MAX: u32 = 10_000;
 
 /// Writes what the relay sends. Dies with a write, before or after it, if told so.
 async fn keeper(
@@ -123,6 +128,24 @@ fn settings(world: &Shared, plan: &SessionPlan) -> Settings {
     }
 }
 
+/// Fails when the relay is busy and time stands still.
+async fn moving(world: &Shared, relaying: impl Future<Output = Ended>) -> Ended {
+    let mut relaying = std::pin::pin!(relaying);
+    let (mut polls, mut at) = (0, Instant::now());
+    poll_fn(|cx| {
+        if at != Instant::now() {
+            (polls, at) = (0, Instant::now());
+        }
+        polls += 1;
+        if polls > POLLS_MAX {
+            world.lock().fail(0, "the relay turns without end".into());
+            return Poll::Pending;
+        }
+        relaying.as_mut().poll(cx)
+    })
+    .await
+}
+
 /// Runs a session; `None` when a promise was broken in it.
 pub(crate) async fn run(
     world: &Shared,
@@ -147,7 +170,7 @@ pub(crate) async fn run(
     let ended = {
         let settings = settings(world, plan);
         let relaying = relay::run(peers, ledger, assembler, settings, metrics, Health::new(), tokens);
-        let mut relaying = std::pin::pin!(relaying);
+        let mut relaying = std::pin::pin!(moving(world, relaying));
         loop {
             tokio::select! {
                 biased;
@@ -192,6 +215,12 @@ impl crate::world::World {
         match ended {
             Ended::PeerGone(part) if part.contains("bound") => self.fail(0, (*part).to_owned()),
             Ended::Unpublishable(unpublishable) => self.check_unpublishable(unpublishable),
+            Ended::Stopped if in_time && self.session.taken < self.session.confirms.len() => {
+                self.fail(0, "stopped in time, and confirms are not taken".into());
+            }
+            Ended::Stopped if in_time && self.session.lanes.iter().any(|lane| lane.unresolved > 0) => {
+                self.fail(0, "stopped in time, and messages are in flight".into());
+            }
             Ended::Stopped if behind && in_time => {
                 self.fail(0, format!("stopped in time, and the cursor row is behind: {position:?}"));
             }

@@ -92,6 +92,7 @@ pub(crate) struct Session {
     pub(crate) holds: Holds,
     pub(crate) process: usize,
     pub(crate) calm: Option<Vec<u8>>,
+    pub(crate) heals_at: Option<Instant>,
     // The keeper's.
     pub(crate) writing: Option<(Xid, Commit)>,
     pub(crate) unanswered: bool,
@@ -206,9 +207,10 @@ impl World {
             (fate.handed, fate.wanted, fate.at_lane) = (false, false, false);
         }
         self.confirmed_before = self.metrics.events_confirmed.get();
+        let heals_at = plan.heals_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
         let lanes = (0..self.plan.lanes).map(|_| LaneState::default()).collect();
         self.session =
-            Session { lanes, calm: plan.calm.clone(), process: plan.process, ..Session::default() };
+            Session { lanes, heals_at, calm: plan.calm.clone(), process: plan.process, ..Session::default() };
         self.tally.count("sessions", 1);
         self.note(0, || format!("session begins: {plan:?}"));
     }
