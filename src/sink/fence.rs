@@ -33,6 +33,7 @@ pub async fn acquire(connection: &Connection, pipeline: &str, lane: usize) -> Re
     let name = ShortString::try_new(queue.as_str())
         .map_err(|_| SinkError::Topology(format!("{queue:?} is longer than 255 bytes")))?;
     let began = Instant::now();
+    let mut waiting = false;
     loop {
         // A refused declare closes its channel.
         let channel = connection
@@ -49,6 +50,10 @@ pub async fn acquire(connection: &Connection, pipeline: &str, lane: usize) -> Re
             Err(error) if reply_code(&error) == Some(405) => {
                 if began.elapsed() > WAIT_MAX {
                     return Err(SinkError::Fence { queue, waited: began.elapsed() });
+                }
+                if !waiting {
+                    tracing::info!(lane, "waiting until the broker is done with a predecessor's connection");
+                    waiting = true;
                 }
                 sleep(RETRY).await;
             }

@@ -158,15 +158,19 @@ async fn run(url: String, queue: String, log: Arc<Log>) {
 async fn session(url: &str, queue: &str, log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let connect = Connection::connect(url, ConnectionProperties::default());
     let connection = tokio::time::timeout(CONNECT_LIMIT, connect).await??;
-    let channel = connection.create_channel().await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-    let options = BasicConsumeOptions::default();
-    let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+    let consume = async {
+        let channel = connection.create_channel().await?;
+        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+        let options = BasicConsumeOptions::default();
+        channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await
+    };
+    let mut consumer = tokio::time::timeout(CONNECT_LIMIT, consume).await??;
     while let Some(received) = consumer.next().await {
         let received = received?;
         log.deliveries.lock().unwrap().push(Delivery::new(&received));
         log.grown.notify_waiters();
-        received.acker.ack(BasicAckOptions::default()).await?;
+        // An answer that is written while the broker dies may never be done.
+        tokio::time::timeout(CONNECT_LIMIT, received.acker.ack(BasicAckOptions::default())).await??;
     }
     Ok(())
 }
