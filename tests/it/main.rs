@@ -22,6 +22,7 @@ mod install;
 mod interrupted;
 mod load;
 mod pg;
+mod pgoutput;
 mod plans;
 mod process;
 mod proxy;
