@@ -300,8 +300,12 @@ async fn what_is_decoded_is_what_polling_reads() {
             assert!(decoded == read, "seq {} differs ({})", read.seq, read.aggregate_id);
         }
 
-        let outbox = |width| ("statecast.outbox".to_owned(), width);
-        assert_eq!(brought.widths, [15, 16, 18, 17].map(outbox));
+        // The server describes the root with each chunk that it meets, and then the chunk, of which no change speaks.
+        let (mut root, chunks): (Vec<_>, Vec<_>) =
+            brought.widths.into_iter().partition(|(name, _)| name == "statecast.outbox");
+        assert!(chunks.iter().all(|(name, _)| name.starts_with("statecast.outbox_")), "{chunks:?}");
+        root.dedup();
+        assert_eq!(root, [15, 16, 18, 17].map(|width| ("statecast.outbox".to_owned(), width)));
         let message = |transactional, content: &[u8]| (transactional, "it".to_owned(), content.to_vec());
         assert_eq!(brought.emitted, [message(false, b"alone"), message(true, b"within")]);
         assert_eq!((brought.kinds[&'U'], brought.kinds[&'D']), (2, 1));
@@ -423,6 +427,8 @@ async fn every_kind_of_message() {
     );
     assert_eq!(brought.truncated.len(), 2);
     assert_eq!(brought.origins, [origin]);
+    // Once more with the description that TRUNCATE makes stale.
+    brought.types.dedup();
     assert_eq!(brought.types, [("shop".to_owned(), "colour".to_owned())]);
     assert_eq!(brought.events.len(), 1);
     let kinds: String = brought.kinds.keys().collect();

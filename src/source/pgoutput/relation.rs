@@ -1,15 +1,17 @@
 //! What the columns of each relation are, as the stream told last.
 //!
-//! The server sends a relation once per connection and again after it was altered, always before the changes that look
-//! so; hence what is kept is what the next tuple means. For the outbox, positions are resolved here by name, once, so
-//! that added columns and any order of columns cost nothing per row.
+//! The server describes a relation before its first change on a connection and again whenever its own description went
+//! stale, always before the changes that look so; hence what is kept is what the next tuple means. Rows of a partition
+//! that are published as the root's bring a description of the root and then one of the partition, which no change
+//! refers to. For the outbox, positions are resolved here by name, once, so that added columns and any order of columns
+//! cost nothing per row.
 
 use std::collections::HashMap;
 
 use super::message::{Oid, RelationMessage, ReplicaIdentity};
 use super::outbox;
 
-/// Relations of one connection, at most.
+/// Relations of one connection, at most. Each chunk that rows come from is one, too.
 pub const RELATIONS_MAX: usize = 65_536;
 
 /// A relation.
