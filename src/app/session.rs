@@ -17,7 +17,7 @@ use crate::contract::{Committed, LaneBatch};
 use crate::event::assemble::Assembler;
 use crate::health::Role;
 use crate::postgres;
-use crate::relay::ledger::History;
+use crate::relay::memory::History;
 use crate::relay::{self, Ended, Ledger, Peers};
 use crate::sink::lane::Lane;
 use crate::source::poll::{self, Ends, Poller};

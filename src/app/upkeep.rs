@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::postgres;
-use crate::store::chunks::{self, ChunkState};
+use crate::store::chunks::{self, ChunkState, Postponed};
 use crate::store::retention;
 
 /// How often chunks are looked at. Eight empty chunks of a million rows are ahead of the writers.
@@ -90,10 +90,16 @@ async fn round(context: &Context, client: &tokio_postgres::Client, retain: bool)
 fn report(context: &Context, state: &ChunkState) {
     context.metrics.outbox_chunks.set(state.chunks.len() as i64);
     context.metrics.outbox_bytes.set(i64::try_from(state.bytes).unwrap_or(i64::MAX));
-    if state.alarms.is_empty() {
+    let mut texts: Vec<String> = state.alarms.iter().map(ToString::to_string).collect();
+    if state.postponed == Some(Postponed::Detaching) {
+        texts.push(format!(
+            "a chunk of the outbox is half detached and waits for old transactions: see pg_stat_activity; {} empty chunks are left",
+            state.empty_ahead
+        ));
+    }
+    if texts.is_empty() {
         context.health.clear_reason("chunks");
     } else {
-        let texts: Vec<String> = state.alarms.iter().map(ToString::to_string).collect();
         context.health.set_warning("chunks", texts.join("; "));
     }
 }

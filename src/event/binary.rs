@@ -2,7 +2,7 @@
 //! attributes are AMQP headers with the prefix `cloudEvents_` (CloudEvents AMQP binding, section 3.1).
 
 use super::HeaderValue;
-use super::assemble::Attributes;
+use super::attributes::Attributes;
 
 /// AMQP `content_type` of this mode: `datacontenttype` itself.
 pub const CONTENT_TYPE: &str = "application/json";

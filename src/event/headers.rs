@@ -10,7 +10,7 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::HeaderValue;
-use super::assemble::Invalid;
+use super::attributes::Invalid;
 
 /// Bytes of a `headers` document, at most.
 pub const HEADERS_BYTES_MAX: usize = 32 * 1024;

@@ -5,6 +5,7 @@
 //! - `headers` reads the extension attributes, `route` renders the routing key.
 
 pub mod assemble;
+pub mod attributes;
 pub mod binary;
 pub mod headers;
 pub mod route;

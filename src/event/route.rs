@@ -1,7 +1,7 @@
 //! Renders the routing key. What it may contain is decided by the configuration; here only its length can be wrong.
 
 use super::Event;
-use super::assemble::Invalid;
+use super::attributes::Invalid;
 use crate::config::Template;
 use crate::config::template::Part;
 

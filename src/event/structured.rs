@@ -6,7 +6,7 @@
 use std::io::Write as _;
 
 use super::HeaderValue;
-use super::assemble::{Attributes, Invalid};
+use super::attributes::{Attributes, Invalid};
 
 /// AMQP `content_type` of this mode.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";

@@ -1,25 +1,17 @@
-//! What is settled: the cursor's position and the memory that outlives a session.
+//! What is settled: the cursor's position.
 //!
 //! Delivery order is window by window, and by `seq` within a window. The cursor moves over the contiguous settled
 //! prefix of that order only. What is settled *above* the cursor is implied: a row of a window that was read and
 //! is not among its unsettled rows is settled. So memory grows with what is unsettled, never with what is done.
-//!
-//! When a session ends its windows are remembered: the next session reads other windows over the same rows, and a
-//! row is known by its transaction (which window) and its `seq` (read that far, not unsettled). Only the snapshot of a window
-//! with rows is remembered: its pages passed the durability gate. That of an empty window may name transactions whose end was
-//! not on disk when the server crashed, and whose ids it then gives to others.
+//! When a session ends, what it settled above the cursor goes into the memory (`memory`) of the process.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::memory::{History, Memory, Remembered};
 use crate::contract::{Page, Position, Window, WindowPosition};
 use crate::event::{Seq, Xid};
 use crate::snapshot::Snapshot;
-
-/// Remembered windows, at most. Forgetting one costs repeats, never a loss.
-const REMEMBERED_MAX: usize = 256;
-/// Unsettled rows of remembered windows, at most, about: beyond this the oldest windows are forgotten.
-const REMEMBERED_ROWS_MAX: usize = 200_000;
 
 /// The state of one window of this session.
 #[derive(Debug)]
@@ -51,24 +43,9 @@ impl Progress {
     }
 }
 
-/// A window of an earlier session.
-#[derive(Debug)]
-struct Remembered {
-    from: Arc<Snapshot>,
-    upper: Arc<Snapshot>,
-    read_to: Seq,
-    unsettled: HashSet<Seq>,
-}
-
-/// System identifier and timeline: which server's transactions the snapshots speak of.
-pub type History = (i64, i32);
-
 /// See the module head.
 #[derive(Debug)]
 pub struct Ledger {
-    history: Option<History>,
-    /// What the cursor row held when it was last heard of.
-    written: Option<Position>,
     snapshot: Arc<Snapshot>,
     prune_seq: Seq,
     /// Confirmed events before `snapshot`, and before the window that was taken up from the cursor row.
@@ -76,9 +53,7 @@ pub struct Ledger {
     windows: BTreeMap<u64, Progress>,
     /// The window of the cursor row, until its first page arrives.
     stored: Option<WindowPosition>,
-    /// Settled before the page that lists them arrived.
-    ahead: HashSet<Seq>,
-    remembered: Vec<Remembered>,
+    memory: Memory,
     /// All that this sees is settled, written to the cursor row or not.
     durable: Option<Arc<Snapshot>>,
     max_seq: Seq,
@@ -88,15 +63,12 @@ pub struct Ledger {
 impl Default for Ledger {
     fn default() -> Self {
         Ledger {
-            history: None,
-            written: None,
             snapshot: Arc::new(Snapshot::NOTHING),
             prune_seq: 0,
             confirmed: 0,
             windows: BTreeMap::new(),
             stored: None,
-            ahead: HashSet::new(),
-            remembered: Vec::new(),
+            memory: Memory::default(),
             durable: None,
             max_seq: 0,
             fresh_passed: false,
@@ -105,31 +77,25 @@ impl Default for Ledger {
 }
 
 impl Ledger {
-    /// Starts a session at the position that the cursor row holds. On another `history` than before (system identifier and
-    /// timeline) what earlier sessions settled may not exist. Where the row has gone back, somebody wants it published again
-    /// (rebase, drop) or the server itself went back, and numbers mean other rows now.
+    /// Starts a session at the position that the cursor row holds; `history` is that of the server.
     pub fn begin(&mut self, history: History, position: &Position, confirmed: i64, max_seq: Seq) {
-        let went_back = self.written.as_ref().is_some_and(|written| !reaches(position, written));
-        if self.history.replace(history) != Some(history) || went_back {
-            self.windows.clear();
-            self.remembered.clear();
-            self.durable = None;
-        }
-        if let Some(upper) = self.durable.take() {
-            let from = Arc::new(Snapshot::NOTHING);
-            self.remembered.push(Remembered { from, upper, read_to: Seq::MAX, unsettled: HashSet::new() });
-        }
-        for (_, progress) in std::mem::take(&mut self.windows) {
-            let read_to = if progress.complete { Seq::MAX } else { progress.read_to };
-            if let Some(upper) = progress.durable {
-                let from = progress.window.from.clone();
-                let unsettled = progress.unsettled.into_keys().collect();
-                self.remembered.push(Remembered { from, upper, read_to, unsettled });
+        let windows = std::mem::take(&mut self.windows);
+        let durable = self.durable.take();
+        if self.memory.holds_on(history, position) {
+            if let Some(upper) = durable {
+                self.memory.remember(Remembered::all_of(upper));
+            }
+            for (_, progress) in windows {
+                if let Some(upper) = progress.durable {
+                    self.memory.remember(Remembered {
+                        from: progress.window.from.clone(),
+                        upper,
+                        read_to: if progress.complete { Seq::MAX } else { progress.read_to },
+                        unsettled: progress.unsettled.into_keys().collect(),
+                    });
+                }
             }
         }
-        self.forget_excess();
-        self.ahead.clear();
-        self.written = Some(position.clone());
         self.fresh_passed = false;
         self.snapshot = position.snapshot.clone();
         self.prune_seq = position.prune_seq;
@@ -138,27 +104,14 @@ impl Ledger {
         self.max_seq = max_seq;
     }
 
-    /// Keeps the newest of the remembered windows.
-    fn forget_excess(&mut self) {
-        let mut rows = 0;
-        let within = |w: &&Remembered| {
-            rows += w.unsettled.len();
-            rows <= REMEMBERED_ROWS_MAX
-        };
-        let keep = self.remembered.iter().rev().take(REMEMBERED_MAX).take_while(within).count();
-        self.remembered.drain(..self.remembered.len() - keep);
-    }
-
     /// The cursor row holds this now.
     pub fn written(&mut self, position: Position) {
-        self.written = Some(position);
+        self.memory.written(position);
     }
 
     /// Did an earlier session of this process settle this row?
     pub fn remembers(&self, xid: Xid, seq: Seq) -> bool {
-        self.remembered.iter().any(|w| {
-            seq <= w.read_to && w.upper.sees(xid) && !w.from.sees(xid) && !w.unsettled.contains(&seq)
-        })
+        self.memory.holds(xid, seq)
     }
 
     /// Takes a page. `is_open` says whether the relay still holds a row; what it does not hold is settled.
@@ -179,7 +132,7 @@ impl Ledger {
         }
         for &seq in &page.seqs {
             debug_assert!(seq > progress.read_to, "pages ascend");
-            if !self.ahead.remove(&seq) && is_open(seq) {
+            if !self.memory.take_ahead(seq) && is_open(seq) {
                 progress.unsettled.insert(seq, progress.delivered);
             }
             progress.delivered += 1;
@@ -194,7 +147,7 @@ impl Ledger {
     /// A row was confirmed. `window` is the one whose page listed it, if one did.
     pub fn settle(&mut self, window: Option<u64>, seq: Seq) {
         let Some(id) = window else {
-            self.ahead.insert(seq);
+            self.memory.settled_ahead(seq);
             return;
         };
         let Some(progress) = self.windows.get_mut(&id) else {
@@ -219,8 +172,7 @@ impl Ledger {
             self.confirmed += progress.delivered;
             self.fresh_passed |= progress.window.fresh;
             self.durable = progress.durable.or(self.durable.take());
-            let settled = &self.snapshot;
-            self.remembered.retain(|w| !settled.covers(&w.upper));
+            self.memory.forget_below(&self.snapshot);
         }
         self.merge(id);
         let next = self.windows.range(id + 1..).next().map(|(id, _)| *id);
@@ -306,18 +258,6 @@ impl Ledger {
     #[cfg(test)]
     fn window_count(&self) -> usize {
         self.windows.len()
-    }
-}
-
-/// Is everything settled in `now` that was settled in `before`?
-fn reaches(now: &Position, before: &Position) -> bool {
-    if now.snapshot != before.snapshot {
-        return now.snapshot.covers(&before.snapshot);
-    }
-    match (&now.window, &before.window) {
-        (_, None) => true,
-        (Some(now), Some(before)) => now.upper == before.upper && now.seq >= before.seq,
-        (None, Some(_)) => false,
     }
 }
 
@@ -440,6 +380,23 @@ mod tests {
     }
 
     #[test]
+    fn a_row_settled_before_its_page_is_remembered() {
+        let mut ledger = Ledger::default();
+        ledger.begin(HERE, &start(), 0, 0);
+        // One large row: the relay had no room for its page until the confirm, and then the session was over.
+        ledger.settle(None, 1);
+        ledger.begin(HERE, &start(), 0, 0);
+        assert!(ledger.remembers(3, 1) && !ledger.remembers(3, 2));
+        ledger.page(&page(&window(1, "1:1:", "9:9:", 0, 2), &[1, 2], true), |seq| seq == 2);
+        assert_eq!(ledger.position().1, 1);
+        ledger.settle(Some(1), 2);
+        assert_eq!((ledger.position().1, ledger.memory.ahead()), (2, 0));
+        ledger.settle(None, 3);
+        ledger.begin((7, 2), &start(), 0, 0);
+        assert!(!ledger.remembers(9, 3), "a promoted standby may not have it");
+    }
+
+    #[test]
     fn a_cursor_row_that_went_back_is_believed() {
         let settled_and_written = || {
             let mut ledger = Ledger::default();
@@ -487,8 +444,8 @@ mod tests {
             ledger.page(&page(&window(1, "1:1:", "9:9:", 0, 50_000), &seqs, true), |_| true);
         }
         ledger.begin(HERE, &start(), 0, 0);
-        let rows: usize = ledger.remembered.iter().map(|w| w.unsettled.len()).sum();
-        assert!(rows <= REMEMBERED_ROWS_MAX, "{rows}");
+        let rows = ledger.memory.rows();
+        assert!(rows > 0 && rows <= super::super::memory::ROWS_MAX, "{rows}");
     }
 
     #[test]

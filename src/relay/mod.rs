@@ -9,6 +9,7 @@
 
 pub mod keys;
 pub mod ledger;
+pub mod memory;
 mod state;
 pub mod window;
 
@@ -164,7 +165,7 @@ pub async fn run(
                 report_at = Instant::now() + REPORT_INTERVAL;
             }
             // 7. Bodies that were let go come back: what waits for them may be what fills the room.
-            Some(batch) = state.peers.refetched.recv() => state.on_rows(batch),
+            Some(batch) = state.peers.refetched.recv() => state.take_in(batch),
             // 8. New work last, and only while there is room for it.
             input = state.peers.input.recv(), if room => match input {
                 Some(Input::Rows(batch)) => state.on_rows(batch),

@@ -126,9 +126,14 @@ impl<'a> State<'a> {
         self.keys.next_wake()
     }
 
-    /// Takes events in. An earlier session of this process may have settled some of them.
+    /// Events that are read for the first time in this session.
     pub(super) fn on_rows(&mut self, batch: Batch) {
         self.metrics.events_read.poll.inc_by(batch.events.len() as u64);
+        self.take_in(batch);
+    }
+
+    /// Takes events in. An earlier session of this process may have settled some of them.
+    pub(super) fn take_in(&mut self, batch: Batch) {
         for event in batch.events {
             if self.ledger.remembers(event.xid, event.seq) {
                 continue;

@@ -87,8 +87,13 @@ impl Held {
         let (seq, key, bytes) = (message.seq, message.key_hash, message.bytes());
         if let Some(slot) = self.slots.get_mut(&seq) {
             if matches!(slot.body, Body::Requested) {
-                slot.body = Body::Held(Arc::new(message));
                 self.requested_bytes -= bytes.min(self.requested_bytes);
+                if keys.is_paused(key) {
+                    // An earlier event of the key was refused meanwhile.
+                    slot.body = Body::Dropped;
+                    return;
+                }
+                slot.body = Body::Held(Arc::new(message));
                 self.bytes += bytes;
                 keys.hold(key, bytes as isize);
                 keys.list(key);
@@ -282,6 +287,38 @@ mod tests {
             }
         }
         assert!(held.is_empty(), "{} events are left", held.slots.len());
+    }
+
+    #[test]
+    fn what_comes_back_for_a_waiting_key_is_let_go() {
+        let mut keys = Keys::new(Ordering::Pipelined, 1);
+        let mut held = Held::new(1000);
+        let now = tokio::time::Instant::now();
+        let refuse = |keys: &mut Keys, held: &mut Held, seq: Seq| {
+            let wait = keys.refused(5, seq, super::super::keys::PauseReason::Nack, now);
+            held.let_go(5, keys);
+            keys.wake(now + wait);
+        };
+        held.insert(message(1, 5, 100), &mut keys);
+        held.insert(message(2, 5, 5000), &mut keys);
+        let key = keys.next_ready(0).unwrap();
+        assert_eq!(held.take(key, &mut keys).unwrap().seq, 1);
+        refuse(&mut keys, &mut held, 1);
+        assert!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).is_none());
+        assert_eq!(held.wanted(&keys, true), [1]);
+        held.insert(message(1, 5, 100), &mut keys);
+        // The first goes out, the second is asked for, the first is refused, the second comes.
+        assert_eq!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).unwrap().seq, 1);
+        assert!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).is_none());
+        assert_eq!(held.wanted(&keys, true), [2]);
+        keys.refused(5, 1, super::super::keys::PauseReason::Nack, now);
+        held.let_go(5, &mut keys);
+        held.insert(message(2, 5, 5000), &mut keys);
+        assert_eq!((held.bytes, held.requested_bytes, keys.held_bytes(5)), (0, 0, 0));
+        assert!(held.has_room(), "other keys flow");
+        keys.wake(now + std::time::Duration::from_secs(100));
+        assert!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).is_none());
+        assert_eq!(held.wanted(&keys, true)[0], 1);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 use super::layout::Plan;
 pub use super::layout::{Alarm, Chunk, ChunkState, Postponed, chunk_state, list_chunks};
 pub use super::upkeep::UpkeepError;
-use super::upkeep::{during, enter, gave_up, leave, patiently};
+use super::upkeep::{LOCK_TIMEOUT, LOCK_TIMEOUT_LONG, during, enter, gave_up, leave, patiently};
 
 /// Empty chunks after an installation, and the number that [`ensure_chunks`] fills up to.
 pub const CHUNKS_AT_ONCE: usize = 16;
@@ -29,6 +29,10 @@ const EMPTY_TO_START: usize = 2;
 const TRIES_TAIL_OFF: u32 = 60;
 /// Tries where the next call may go on as well.
 const TRIES: u32 = 5;
+/// Tries of a FINALIZE that give up after 50 ms, before those that wait longer.
+const TRIES_SHORT: u32 = 20;
+/// Tries of a FINALIZE that wait longer.
+const TRIES_LONG: u32 = 10;
 /// A transaction that holds a lock on the outbox for longer delays all upkeep.
 const OLD: std::time::Duration = std::time::Duration::from_secs(1);
 /// Width of the range that `maintain` gives a tail it has swapped.
@@ -169,9 +173,18 @@ pub(super) async fn detach(client: &Client, table: &str) -> Result<bool, UpkeepE
     }
 }
 
+/// Waits by transaction id for those that saw the partition, and then takes locks that no insert stands behind: so where
+/// overlapping writers never leave it 50 ms, it may wait longer. Less than `deadlock_timeout`, so that nothing is logged.
 async fn finalize(client: &Client, table: &str, tries: u32) -> Result<bool, UpkeepError> {
+    let doing = "finish detaching a chunk";
     let sql = format!("ALTER TABLE statecast.outbox DETACH PARTITION statecast.{table} FINALIZE");
-    patiently(client, "finish detaching a chunk", &sql, tries).await
+    if patiently(client, doing, &sql, tries.min(TRIES_SHORT)).await? {
+        return Ok(true);
+    }
+    client.batch_execute(LOCK_TIMEOUT_LONG).await.map_err(during(doing))?;
+    let done = patiently(client, doing, &sql, tries.min(TRIES_LONG)).await?;
+    client.batch_execute(LOCK_TIMEOUT).await.map_err(during(doing))?;
+    Ok(done)
 }
 
 /// The way out when an old snapshot holds FINALIZE up while the writers come near the tail's range, which has no home

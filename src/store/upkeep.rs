@@ -12,6 +12,10 @@ use crate::postgres::describe;
 
 /// "statupkp" in ASCII: one upkeep per database.
 const UPKEEP_LOCK: i64 = 0x7374_6174_7570_6b70;
+/// What bounds every wait for a lock that inserts could stand behind.
+pub(super) const LOCK_TIMEOUT: &str = "SET lock_timeout = '50ms'";
+/// For waits that no insert stands behind.
+pub(super) const LOCK_TIMEOUT_LONG: &str = "SET lock_timeout = '900ms'";
 /// Between two tries of a statement that met a lock.
 const RETRY: Duration = Duration::from_millis(100);
 

@@ -46,6 +46,7 @@ cases! {
     interrupted::crash_states_are_repaired,
     chunks::upkeep_without_the_grant,
     chunks::old_transaction_postpones,
+    chunks::overlapping_writers_do_not_starve_upkeep,
 }
 
 cases_with_log! {

@@ -225,3 +225,40 @@ pub(crate) async fn old_transaction_postpones(url: &str) {
     held.batch_execute("SELECT pg_advisory_lock(x'7374617475706b70'::bigint)").await.unwrap();
     assert_eq!(ensure_chunks(&admin, CHUNK_ROWS).await.unwrap().postponed, Some(Postponed::Elsewhere));
 }
+
+/// Writers whose transactions overlap all the time never leave upkeep a pause of 50 ms.
+pub(crate) async fn overlapping_writers_do_not_starve_upkeep(url: &str) {
+    let url = installed(url, "it_overlap", CHUNK_ROWS).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for writer in 0..3u64 {
+        let (session, stop) = (open(&url).await, stop.clone());
+        writers.push(tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(100 * writer)).await;
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                session.batch_execute("BEGIN").await.unwrap();
+                fill(&session, 120).await;
+                session.batch_execute("SELECT pg_sleep(0.3); COMMIT").await.unwrap();
+                written += 120;
+            }
+            written
+        }));
+    }
+    let session = open(&url).await;
+    let until = tokio::time::Instant::now() + Duration::from_secs(20);
+    let mut created = 0;
+    while tokio::time::Instant::now() < until {
+        created += ensure_chunks(&session, CHUNK_ROWS).await.unwrap().created;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut written = 0;
+    for writer in writers {
+        written += writer.await.expect("no insert fails");
+    }
+    println!("{written} rows, {created} chunks made beside them");
+    assert!(created >= 16, "the tail moved more than once: {created} chunks");
+    assert_eq!(rows(&session).await, written);
+    assert!(!chunk_state(&session).await.unwrap().tail_rows);
+}

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use statecast::config::{Poll, SecretString};
 use statecast::contract::{Batch, Commit, Fetch, Input, Page, Position};
 use statecast::event::{Event, Seq, Xid};
@@ -559,6 +560,33 @@ async fn prepared_transactions_stay_open_across_windows() {
     other.run("ROLLBACK PREPARED 'undone'").await;
     other.write("a", 2).await;
     source.finish().await;
+}
+
+/// Under `synchronous_commit = off` a row is visible before its WAL is on disk. Whatever is handed over is there after
+/// a crash at that very moment, although nobody else has flushed anything: the WAL writer is stopped.
+#[tokio::test]
+async fn what_is_handed_over_survives_a_crash() {
+    let settings = vec![("synchronous_commit".to_owned(), "off".to_owned())];
+    let mut server = Postgres::start(PostgresOptions { settings, ..Default::default() }).await.unwrap();
+    let url = installed(&server).await;
+    let writer = Writer::new(&url).await;
+    let mut source = Source::start(&url, LARGE).await;
+    source.poll().await;
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
+    let pid: i32 = source.keeper.query_one(sql, &[]).await.unwrap().get(0);
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+    for n in 1..=5 {
+        writer.write("a", n).await;
+    }
+    source.poll().await;
+    assert_eq!(source.seqs(), [1, 2, 3, 4, 5]);
+    server.kill9();
+    source.session.take().unwrap().task.abort();
+    server.start_again().await.unwrap();
+    let committed = read_committed(&connect(&url).await.unwrap()).await.unwrap();
+    let verdict = check(&committed, &seen(&source.delivered));
+    verdict.assert_clean();
+    assert_eq!(verdict.committed, 5);
 }
 
 /// Whoever has been superseded writes nothing more, not even by accident.

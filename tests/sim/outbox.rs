@@ -1,0 +1,187 @@
+//! PostgreSQL, as far as the relay's parts see it: transactions, the outbox, snapshots, and the cursor row.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use statecast::contract::{Commit, Position};
+use statecast::event::{Event, Seq, Xid};
+use statecast::snapshot::Snapshot;
+use uuid::Uuid;
+
+use crate::plan::{Hopeless, Step};
+
+const FIRST_XID: Xid = 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    Committed,
+    Aborted,
+}
+
+/// The row with seq i + 1.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) xid: Xid,
+    pub(crate) key: u8,
+    pub(crate) size: usize,
+    pub(crate) hopeless: Option<Hopeless>,
+}
+
+/// The cursor row.
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor {
+    pub(crate) position: Position,
+    pub(crate) confirmed: i64,
+    pub(crate) floor_seq: Seq,
+    pub(crate) max_seq: Seq,
+    candidate: Option<(Xid, Seq)>,
+}
+
+pub(crate) struct Outbox {
+    steps: Vec<(u64, Step)>,
+    done: usize,
+    /// Transaction id of each writer.
+    xids: BTreeMap<usize, Xid>,
+    states: BTreeMap<Xid, State>,
+    next_xid: Xid,
+    completed: Xid,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) cursor: Cursor,
+}
+
+impl Outbox {
+    pub(crate) fn new(steps: Vec<(u64, Step)>) -> Self {
+        let start = Position { snapshot: Arc::new(Snapshot::NOTHING), prune_seq: 0, window: None };
+        Outbox {
+            steps,
+            done: 0,
+            xids: BTreeMap::new(),
+            states: BTreeMap::new(),
+            next_xid: FIRST_XID,
+            completed: FIRST_XID - 1,
+            rows: Vec::new(),
+            cursor: Cursor { position: start, confirmed: 0, floor_seq: 0, max_seq: 0, candidate: None },
+        }
+    }
+
+    /// Lets the writers act up to `now_ms`. Returns the seqs that committed.
+    pub(crate) fn advance(&mut self, now_ms: u64) -> Vec<Seq> {
+        let mut committed = Vec::new();
+        while let Some(&(_, step)) = self.steps.get(self.done).filter(|(at, _)| *at <= now_ms) {
+            self.done += 1;
+            match step {
+                Step::Xid { tx } => {
+                    let xid = self.take_xid();
+                    self.xids.insert(tx, xid);
+                }
+                Step::Write { tx, key, size, hopeless } => {
+                    self.rows.push(Row { xid: self.xids[&tx], key, size, hopeless });
+                }
+                Step::End { tx, commits } => {
+                    let xid = self.xids[&tx];
+                    self.end(xid, if commits { State::Committed } else { State::Aborted });
+                    let seqs = (1..).zip(&self.rows).filter(|(_, row)| commits && row.xid == xid);
+                    committed.extend(seqs.map(|(seq, _)| seq));
+                }
+            }
+        }
+        committed
+    }
+
+    /// When the last writer is done.
+    pub(crate) fn last_ms(&self) -> u64 {
+        self.steps.last().map_or(0, |(at, _)| *at)
+    }
+
+    pub(crate) fn take_xid(&mut self) -> Xid {
+        let xid = self.next_xid;
+        self.next_xid += 1;
+        self.states.insert(xid, State::Running);
+        xid
+    }
+
+    pub(crate) fn end(&mut self, xid: Xid, state: State) {
+        self.states.insert(xid, state);
+        self.completed = self.completed.max(xid);
+    }
+
+    /// `pg_current_snapshot()`.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let xmax = self.completed + 1;
+        let running = self.states.iter().filter(|(_, state)| **state == State::Running);
+        let xip: Vec<Xid> = running.map(|(xid, _)| *xid).filter(|xid| *xid < xmax).collect();
+        Snapshot { xmin: xip.first().copied().unwrap_or(xmax), xmax, xip }
+    }
+
+    /// The sequence's last value.
+    pub(crate) fn last_seq(&self) -> Seq {
+        self.rows.len() as Seq
+    }
+
+    pub(crate) fn row(&self, seq: Seq) -> Option<&Row> {
+        self.rows.get(usize::try_from(seq - 1).ok()?)
+    }
+
+    pub(crate) fn is_committed(&self, seq: Seq) -> bool {
+        self.row(seq).is_some_and(|row| self.states.get(&row.xid) == Some(&State::Committed))
+    }
+
+    /// Committed rows, by seq.
+    pub(crate) fn committed(&self) -> impl Iterator<Item = (Seq, &Row)> {
+        (1..).zip(&self.rows).filter(|(_, row)| self.states.get(&row.xid) == Some(&State::Committed))
+    }
+
+    /// Stores a commit, as the transaction `w`. The floor rule is that of the keeper's UPDATE.
+    pub(crate) fn write_cursor(&mut self, w: Xid, commit: &Commit) -> Seq {
+        let cursor = &mut self.cursor;
+        let xmin = commit.position.snapshot.xmin;
+        match cursor.candidate {
+            None => cursor.candidate = Some((w, commit.max_seq)),
+            Some((xid, seq)) if commit.closes && xid <= xmin => {
+                cursor.floor_seq = cursor.floor_seq.max(seq);
+                cursor.candidate = Some((w, commit.max_seq));
+            }
+            Some(_) => {}
+        }
+        cursor.position = commit.position.clone();
+        cursor.confirmed = commit.confirmed;
+        cursor.max_seq = cursor.max_seq.max(commit.max_seq);
+        self.end(w, State::Committed);
+        self.cursor.floor_seq
+    }
+}
+
+/// Is the row before the position?
+pub(crate) fn covers(position: &Position, xid: Xid, seq: Seq) -> bool {
+    position.snapshot.sees(xid) || position.window.as_ref().is_some_and(|w| w.upper.sees(xid) && seq <= w.seq)
+}
+
+/// JSON of exactly this many bytes.
+pub(crate) fn payload(size: usize) -> Vec<u8> {
+    let mut text = vec![b'1'; size];
+    if size >= 2 {
+        (text[0], text[size - 1]) = (b'"', b'"');
+    }
+    text
+}
+
+pub(crate) fn event(seq: Seq, row: &Row) -> Event {
+    Event {
+        xid: row.xid,
+        seq,
+        event_id: Uuid::from_u128(seq as u128),
+        aggregate_type: "thing".into(),
+        aggregate_id: row.key.to_string(),
+        event_type: "changed".into(),
+        schema_version: "1.0.0".into(),
+        entity_version: None,
+        payload: Some(payload(row.size)),
+        headers: None,
+        correlation_id: None,
+        causation_id: None,
+        traceparent: None,
+        tracestate: None,
+        recorded_at_us: if row.hopeless == Some(Hopeless::Row) { i64::MAX } else { 0 },
+    }
+}

@@ -1,0 +1,42 @@
+//! What the schedules have gone through: a simulation that no longer meets a fault would not find one.
+
+use std::collections::BTreeMap;
+
+/// What must have happened.
+const EXPECTED: [&str; 12] = [
+    "cursor writes",
+    "cursor writes without an answer",
+    "events",
+    "events confirmed and remembered",
+    "events published again",
+    "events read after later ones",
+    "hopeless events",
+    "messages lost with a connection",
+    "messages refused",
+    "rows fetched again",
+    "sessions",
+    "sessions broken off",
+];
+
+/// How often each of these happened.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally(BTreeMap<&'static str, u64>);
+
+impl Tally {
+    pub(crate) fn count(&mut self, what: &'static str, n: usize) {
+        *self.0.entry(what).or_default() += n as u64;
+    }
+
+    pub(crate) fn add(&mut self, other: &Tally) {
+        other.0.iter().for_each(|(what, n)| *self.0.entry(what).or_default() += n);
+    }
+
+    /// What should have happened and has not.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        EXPECTED.into_iter().filter(|what| self.0.get(what).is_none_or(|n| *n == 0)).collect()
+    }
+
+    pub(crate) fn lines(&self) -> String {
+        self.0.iter().map(|(what, n)| format!("{n:>10} {what}\n")).collect()
+    }
+}
