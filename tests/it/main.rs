@@ -28,6 +28,7 @@ mod proxy;
 mod readers;
 mod refusals;
 mod relay;
+mod replication;
 mod retention;
 mod sandbox;
 mod schedules;
