@@ -58,7 +58,8 @@ pub(super) async fn start(
     parameters: &[(&str, &str)],
 ) -> Result<Session, ReplicationError> {
     frontend::startup_message(parameters.iter().copied(), wire.outbox()).map_err(|_| {
-        ReplicationError::Name { what: "user, database or option", name: login.user.to_owned() }
+        let rule = "user, database and options in postgres.url must not hold a NUL character";
+        ReplicationError::Name { what: "login of user", name: login.user.to_owned(), rule }
     })?;
     authenticate(wire, login).await?;
     let mut session = Session::default();

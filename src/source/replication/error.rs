@@ -159,13 +159,15 @@ pub enum ReplicationError {
         /// Where.
         at: Position,
     },
-    /// A name that cannot be sent: it holds a NUL byte, or is empty.
-    #[error("{what} {name:?} cannot be used: it is empty or holds a NUL character")]
+    /// Text that cannot be sent.
+    #[error("{what} {name:?} cannot be used: {rule}")]
     Name {
         /// Of what.
         what: &'static str,
         /// The name.
         name: String,
+        /// What it must be.
+        rule: &'static str,
     },
     /// An earlier call was given up or failed midway; the connection is of no use.
     #[error("the replication connection is in the middle of an earlier request")]

@@ -168,13 +168,14 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// 55000 (`wal_level`), 53400 (no slot left), 42602 (not a slot name: `[a-z0-9_]{1,63}`), or the connection's.
+    /// 55000 (`wal_level`), 53400 (no slot left), 42710 (the name is taken), or the connection's; a name that is not
+    /// `[a-z0-9_]{1,63}`.
     pub async fn create_temporary_slot(
         &mut self,
         name: &str,
         limit: Duration,
     ) -> Result<Slot, ReplicationError> {
-        let name = quote::identifier("slot", name)?;
+        let name = quote::slot(name)?;
         // The list of options came with version 15.
         let snapshot = if self.version >= 15 { "(SNAPSHOT 'nothing')" } else { "NOEXPORT_SNAPSHOT" };
         let command = format!("CREATE_REPLICATION_SLOT {name} TEMPORARY LOGICAL pgoutput {snapshot}");
@@ -198,7 +199,7 @@ impl Client {
     ) -> Result<Stream, ReplicationError> {
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names {})",
-            quote::identifier("slot", slot)?,
+            quote::slot(slot)?,
             quote::publication_names(publication)?,
         );
         self.send(&command)?;
@@ -235,7 +236,8 @@ impl Client {
             return Err(ReplicationError::Unusable);
         }
         if sql.contains('\0') {
-            return Err(ReplicationError::Name { what: "query", name: sql.to_owned() });
+            let rule = "it holds a NUL character";
+            return Err(ReplicationError::Name { what: "query", name: sql.to_owned(), rule });
         }
         self.ready = false;
         frontend::query(sql, self.wire.outbox())
