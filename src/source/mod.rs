@@ -2,3 +2,4 @@
 
 pub mod pgoutput;
 pub mod poll;
+pub mod replication;

@@ -29,6 +29,7 @@ mod proxy;
 mod readers;
 mod refusals;
 mod relay;
+mod replication;
 mod retention;
 mod sandbox;
 mod schedules;
