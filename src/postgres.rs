@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use rustls::ClientConfig;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
@@ -182,7 +183,7 @@ pub fn pool(cfg: &config::Postgres, application_name: &str, size: usize) -> Resu
     let Settings { config, tls } = Settings::new(cfg, application_name)?;
     let how = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = match tls {
-        Some(tls) => Manager::from_config(config, tls, how),
+        Some(tls) => Manager::from_config(config, MakeRustlsConnect::new(tls), how),
         None => Manager::from_config(config, NoTls, how),
     };
     Pool::builder(manager)
@@ -195,13 +196,15 @@ pub fn pool(cfg: &config::Postgres, application_name: &str, size: usize) -> Resu
         .map_err(PgError::Pool)
 }
 
-struct Settings {
-    config: tokio_postgres::Config,
-    tls: Option<MakeRustlsConnect>,
+/// What every connection is made of; replication makes its own from the same.
+pub(crate) struct Settings {
+    pub(crate) config: tokio_postgres::Config,
+    /// `None`: plain text.
+    pub(crate) tls: Option<ClientConfig>,
 }
 
 impl Settings {
-    fn new(cfg: &config::Postgres, application_name: &str) -> Result<Settings, PgError> {
+    pub(crate) fn new(cfg: &config::Postgres, application_name: &str) -> Result<Settings, PgError> {
         let mut config: tokio_postgres::Config = cfg.url.expose().parse().map_err(PgError::Url)?;
         config
             .application_name(application_name)
@@ -219,14 +222,15 @@ impl Settings {
         };
         // Never "prefer": it would fall back to plain text without a word.
         config.ssl_mode(if wants_tls { SslMode::Require } else { SslMode::Disable });
-        let tls = if wants_tls { Some(MakeRustlsConnect::new(tls::client_config(&cfg.tls)?)) } else { None };
+        let tls = if wants_tls { Some(tls::client_config(&cfg.tls)?) } else { None };
         Ok(Settings { config, tls })
     }
 
     async fn connect(&self) -> Result<(Client, Guard), tokio_postgres::Error> {
         match &self.tls {
             Some(tls) => {
-                let (client, connection) = self.config.connect(tls.clone()).await?;
+                let connector = MakeRustlsConnect::new(tls.clone());
+                let (client, connection) = self.config.connect(connector).await?;
                 Ok((client, Guard(tokio::spawn(run(connection)))))
             }
             None => {

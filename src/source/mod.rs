@@ -1,3 +1,5 @@
 //! Where events come from.
 
+pub mod pgoutput;
 pub mod poll;
+pub mod replication;

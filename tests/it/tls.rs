@@ -13,13 +13,13 @@ use crate::servers::{self, Topology, unique};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A CA in a directory of its own.
-struct Authority {
+pub(crate) struct Authority {
     dir: tempfile::TempDir,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let dir = tempfile::tempdir().unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
         let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -29,12 +29,12 @@ impl Authority {
         Authority { dir, issuer: rcgen::Issuer::new(ca, key) }
     }
 
-    fn ca(&self) -> PathBuf {
+    pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
     }
 
     /// Certificate and key files.
-    fn issue(&self, common_name: &str, hosts: &[&str]) -> (PathBuf, PathBuf) {
+    pub(crate) fn issue(&self, common_name: &str, hosts: &[&str]) -> (PathBuf, PathBuf) {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = rcgen::CertificateParams::new(hosts).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
