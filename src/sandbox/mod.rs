@@ -10,6 +10,7 @@
 pub mod postgres;
 mod process;
 pub mod rabbitmq;
+mod standby;
 
 use std::path::PathBuf;
 use std::time::Duration;

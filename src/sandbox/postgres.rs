@@ -4,7 +4,7 @@
 //! (which the sandbox itself uses, so that password and certificate rules never stand in its way).
 //! Stops: [`Postgres::stop_fast`] (SIGINT, checkpoint), [`Postgres::stop_immediate`] (SIGQUIT, like a crash of the
 //! server: recovery follows), [`Postgres::kill9`] (SIGKILL for the postmaster and every backend). The data stay for
-//! [`Postgres::start_again`]. See <https://www.postgresql.org/docs/current/server-shutdown.html>.
+//! [`Postgres::start_again`]. [`Postgres::standby`] gives it a physical standby. See <https://www.postgresql.org/docs/current/server-shutdown.html>.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ use super::process::{Account, Group, Home, POLL, find_program, free_port, io_err
 use super::{SandboxError, ServerTls};
 
 const SERVER: &str = "PostgreSQL";
-const USER: &str = "statecast";
+pub(super) const USER: &str = "statecast";
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -40,11 +40,11 @@ pub struct PostgresOptions {
 /// A private PostgreSQL; dropped, it is stopped and its data removed.
 #[derive(Debug)]
 pub struct Postgres {
-    group: Option<Group>,
-    home: Home,
-    bin: PathBuf,
-    port: u16,
-    options: PostgresOptions,
+    pub(super) group: Option<Group>,
+    pub(super) home: Home,
+    pub(super) bin: PathBuf,
+    pub(super) port: u16,
+    pub(super) options: PostgresOptions,
 }
 
 impl Postgres {
@@ -162,7 +162,7 @@ impl Postgres {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         self.home.path().join("data")
     }
 
@@ -195,7 +195,7 @@ impl Postgres {
         Ok(())
     }
 
-    fn settings(&self) -> Result<String, SandboxError> {
+    pub(super) fn settings(&self) -> Result<String, SandboxError> {
         let socket = self.home.path().to_string_lossy().into_owned();
         let fsync = if self.options.fsync { "on" } else { "off" };
         let port = self.port.to_string();
@@ -226,7 +226,9 @@ impl Postgres {
             }
         }
         settings.extend(self.options.settings.iter().cloned());
-        let line = |(name, value): &(String, String)| format!("{name} = '{}'\n", value.replace('\'', "''"));
+        // In the file a backslash escapes, other than in SQL.
+        let value = |value: &str| value.replace('\\', "\\\\").replace('\'', "''");
+        let line = |(name, text): &(String, String)| format!("{name} = '{}'\n", value(text));
         Ok(settings.iter().map(line).collect())
     }
 
@@ -241,7 +243,7 @@ impl Postgres {
         )
     }
 
-    async fn admin(&self, database: &str) -> Result<tokio_postgres::Client, SandboxError> {
+    pub(super) async fn admin(&self, database: &str) -> Result<tokio_postgres::Client, SandboxError> {
         let mut config = tokio_postgres::Config::new();
         config.host_path(self.home.path()).port(self.port).user(USER).dbname(database);
         config.connect_timeout(CONNECT_LIMIT);

@@ -114,6 +114,59 @@ async fn a_paused_postgres_answers_after_resume() {
     assert_gone(&dir);
 }
 
+/// The timeline that a primary writes.
+async fn timeline(client: &tokio_postgres::Client) -> String {
+    let sql = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn a_standby_follows_its_primary_and_takes_over() {
+    let options = PostgresOptions { password: Some("s3cret".to_owned()), ..Default::default() };
+    let mut primary = Postgres::start(options).await.unwrap();
+    let old = connect(&primary.url("postgres")).await.unwrap();
+    old.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await.unwrap();
+    let standby = primary.standby("sb it's").await.unwrap();
+    old.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    let new = connect(&standby.url("postgres")).await.unwrap();
+    let count = "SELECT count(*) FROM t";
+    while new.query_one(count, &[]).await.unwrap().get::<_, i64>(0) < 2 {}
+    let refused = new.batch_execute("INSERT INTO t VALUES (3)").await.unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "25006", "a standby takes no writes");
+    assert!(primary.promote().await.is_err(), "a primary cannot be promoted");
+    primary.kill9();
+    standby.promote().await.unwrap();
+    new.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+    assert_eq!(timeline(&new).await, "00000002");
+    // The old one comes back where it was, and they know nothing of each other.
+    primary.start_again().await.unwrap();
+    let old = connect(&primary.url("postgres")).await.unwrap();
+    assert_eq!(timeline(&old).await, "00000001");
+    assert_eq!(old.query_one(count, &[]).await.unwrap().get::<_, i64>(0), 2);
+    let dirs = [primary.directory().to_owned(), standby.directory().to_owned()];
+    drop((primary, standby));
+    dirs.iter().for_each(|dir| assert_gone(dir));
+}
+
+#[tokio::test]
+async fn a_commit_waits_for_a_paused_synchronous_standby() {
+    let primary = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let mut standby = primary.standby("sb").await.unwrap();
+    let client = connect(&primary.url("postgres")).await.unwrap();
+    client.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'sb'").await.unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    let sql =
+        "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND application_name = 'sb'";
+    while client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {}
+    // The checkpointer turns waiting on, when it reads the settings; it does that before it works.
+    client.batch_execute("CHECKPOINT; CREATE TABLE t (n int)").await.unwrap();
+    standby.pause();
+    let mut commit = std::pin::pin!(client.batch_execute("INSERT INTO t VALUES (1)"));
+    assert!(tokio::time::timeout(Duration::from_millis(500), &mut commit).await.is_err());
+    standby.resume();
+    tokio::time::timeout(Duration::from_secs(10), commit).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn postgres_asks_for_the_password_it_was_given() {
     let options = PostgresOptions { password: Some("s3cret".to_owned()), fsync: true, ..Default::default() };
