@@ -1,7 +1,7 @@
 //! The messages that the parts send each other. The relay sees neither SQL nor lapin: only these.
 //!
 //! ```text
-//! source → relay   Input::{Rows, Page}, Batch    relay → source   Fetch
+//! source → relay   Input, Batch (refetched)      relay → source   Fetch, Missing, Lsn (settled)
 //! relay → lane     Vec<Arc<Message>>             lane → relay     Vec<Outcome>
 //! relay → keeper   Commit                        keeper → relay   Committed
 //! ```
@@ -12,38 +12,51 @@ use std::time::Duration;
 use crate::event::{Event, Message, Seq};
 use crate::snapshot::Snapshot;
 
+/// A position in the WAL, in bytes.
+pub type Lsn = u64;
+
 /// What a source sends.
 #[derive(Debug)]
 pub enum Input {
-    /// Events, in delivery order. Their order per key is the order of publication.
+    /// Polled events. Their order per key is the order of publication.
     Rows(Batch),
-    /// Which rows a window holds. The cursor moves by windows only.
+    /// Events that a WAL stream brought, ahead of the window that will list them.
+    Streamed(Streamed),
+    /// Which rows a window holds: those of the `Rows` before it. The cursor moves by windows only.
     Page(Page),
+    /// The same for rows that the stream should have brought. Answered by [`Missing`]; the relay takes the page only if
+    /// nothing is missing, and refuses the rest of that stream otherwise.
+    Listed(Page),
 }
 
-/// Events on their way to the relay.
+/// Events on their way to the relay. Those that it holds or has settled are read in vain, and harmlessly.
 #[derive(Debug)]
 pub struct Batch {
-    /// How they were read.
-    pub via: Via,
     /// In delivery order.
     pub events: Vec<Event>,
+    /// The stream should have brought the events below this: those that are new to the relay count as missed.
+    pub late: Option<Seq>,
 }
 
-/// How an event was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Via {
-    /// A poll page.
-    Poll,
+/// Events of a stream, in commit order.
+#[derive(Debug)]
+pub struct Streamed {
+    /// Which stream of the session: rises by one with each.
+    pub stream: u64,
+    /// In delivery order.
+    pub events: Vec<Event>,
+    /// End of the last transaction that is complete with this batch: once everything up to here is settled, the server
+    /// may forget the WAL before it.
+    pub upto: Lsn,
 }
 
-impl Via {
-    /// The value of the metric label `via`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Via::Poll => "poll",
-        }
-    }
+/// Which rows of a listed page the relay has never seen, relay → source. Empty: the page was taken.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// [`Window::id`].
+    pub window: u64,
+    /// Ascending.
+    pub seqs: Vec<Seq>,
 }
 
 /// One window [`from`, `upper`): every transaction that completed between two snapshots.

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
-//! parts, which do not import each other. `snapshot`, `health` and `metrics` are leaves that any of them may use.
+//! parts, which do not import each other. `snapshot`, `publication`, `health` and `metrics` are leaves that any of them may
+//! use.
 
 pub mod app;
 pub mod cli;
@@ -22,6 +23,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod postgres;
+pub mod publication;
 pub mod relay;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

@@ -65,6 +65,8 @@ pub struct Metrics {
     pub leader: IntGauge,
     /// `wal_streaming`: 0 or 1.
     pub wal_streaming: IntGauge,
+    /// `wal_lag_seconds`.
+    pub wal_lag_seconds: Gauge,
     /// `wal_retained_bytes`.
     pub wal_retained_bytes: IntGauge,
     /// `wal_missed_total`.
@@ -181,13 +183,18 @@ impl Metrics {
             window_in_use: gauge(r, "window_in_use", "Messages that wait for their confirm.")?,
             sessions: Sessions::register(r)?,
             leader: gauge(r, "leader", "1 while this process leads its pipeline.")?,
-            wal_streaming: gauge(
+            wal_streaming: gauge(r, "wal_streaming", "1 while events are streamed.")?,
+            wal_lag_seconds: seconds(
                 r,
-                "wal_streaming",
-                "1 while events are streamed; streaming comes with a later release.",
+                "wal_lag_seconds",
+                "How long the stream has been behind what was committed.",
             )?,
             wal_retained_bytes: gauge(r, "wal_retained_bytes", "WAL that the stream's slot retains.")?,
-            wal_missed: counter(r, "wal_missed_total", "Events that only a poll found.")?,
+            wal_missed: counter(
+                r,
+                "wal_missed_total",
+                "Events that the stream should have brought and did not.",
+            )?,
             wal_spill_bytes: counter(r, "wal_spill_bytes_total", "Bytes that decoding wrote to disk.")?,
             outbox_chunks: gauge(r, "outbox_chunks", "Chunks of the outbox that are attached.")?,
             outbox_bytes: gauge(r, "outbox_bytes", "Size of the outbox with its indexes.")?,

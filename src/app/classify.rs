@@ -6,6 +6,8 @@ use crate::postgres::PgError;
 use crate::relay::Unpublishable;
 use crate::sink::SinkError;
 use crate::source::poll::page::PageError;
+use crate::source::wal::SourceError;
+use crate::source::wal::facts::Obstacle;
 use crate::store::cursor::CursorError;
 use crate::store::keeper::KeeperError;
 use crate::store::preflight::PreflightError;
@@ -53,6 +55,9 @@ pub enum SessionError {
     /// Reading.
     #[error(transparent)]
     Page(#[from] PageError),
+    /// `source.mode = "wal"`, and the server does not allow it.
+    #[error("source.mode = \"wal\": {0}")]
+    Wal(Obstacle),
     /// The broker.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -65,6 +70,15 @@ pub enum SessionError {
     /// A part panicked: a fault in Statecast.
     #[error("a task failed: {0}; this is a fault in Statecast, please report it")]
     Task(String),
+}
+
+impl From<SourceError> for SessionError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Page(error) => SessionError::Page(error),
+            SourceError::Obstacle(obstacle) => SessionError::Wal(obstacle),
+        }
+    }
 }
 
 /// What to do about an error.
@@ -90,6 +104,7 @@ pub fn classify(error: &SessionError) -> Class {
         SessionError::Preflight(error) if error.is_permanent() => Class::Permanent,
         SessionError::Cursor(CursorError::Snapshot(_)) => Class::Permanent,
         SessionError::Page(PageError::RowsGone { .. }) => Class::Permanent,
+        SessionError::Wal(_) => Class::Permanent,
         SessionError::Sink(SinkError::Tls(_) | SinkError::Url(_)) => Class::Permanent,
         SessionError::Postgres(error) if error.is_permanent() => Class::Permanent,
         SessionError::Unpublishable(_) => Class::Permanent,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::classify::SessionError;
 use super::{Context, upkeep};
+use crate::config::Mode;
 use crate::contract::{Committed, LaneBatch};
 use crate::event::assemble::Assembler;
 use crate::health::Role;
@@ -20,7 +21,8 @@ use crate::postgres;
 use crate::relay::memory::History;
 use crate::relay::{self, Ended, Ledger, Peers};
 use crate::sink::lane::Lane;
-use crate::source::poll::{self, Ends, Poller};
+use crate::source::poll::{self, Ends, Reader};
+use crate::source::wal;
 use crate::store::cursor::{self, Claim};
 use crate::store::keeper::Keeper;
 use crate::store::preflight;
@@ -83,6 +85,12 @@ async fn begin(context: &Context, ledger: &mut Ledger) -> Result<(Lead, Opened),
     let claim = &lead.claim;
     if claim.new_timeline {
         tracing::warn!("the server's timeline has changed; the sequence was moved ahead");
+    }
+    let clearing =
+        async { wal::slot::take_over(&lead.client, &config.name).await.map_err(SessionError::Setup) };
+    match answered("ends its predecessor's stream", ANSWER_TIMEOUT, clearing).await? {
+        0 => {}
+        left => tracing::warn!(walsenders = left, "a dead relay's replication slot is still there"),
     }
     ledger.begin(lead.history, &claim.position, claim.confirmed, claim.max_seq);
     let lanes = open_lanes(context, claim).await?;
@@ -219,7 +227,7 @@ fn settings(context: &Context, claim: &Claim, careful: bool) -> relay::Settings 
     }
 }
 
-/// Starts lanes, keeper and poller; returns the relay's ends of their channels.
+/// Starts lanes, keeper and source; returns the relay's ends of their channels.
 async fn start(
     context: &Context,
     lead: Lead,
@@ -252,22 +260,50 @@ async fn start(
     let (input_tx, input) = mpsc::channel(INPUT_CAPACITY);
     let (refetched_tx, refetched) = mpsc::channel(1);
     let (fetch, fetch_rx) = mpsc::channel(1);
+    let (missing, missing_rx) = mpsc::channel(1);
+    let (settled, settled_rx) = watch::channel(0);
     let ends = Ends { input: input_tx, fetch: fetch_rx, refetched: refetched_tx, stop: over.clone() };
+    let stream_ends = wal::Ends { missing: missing_rx, settled: settled_rx };
+    start_source(context, opened.source, &claim, ends, stream_ends, parts).await?;
+    Ok(Peers { input, fetch, refetched, missing, settled, lanes, outcomes, commits, committed })
+}
+
+/// Starts to read: by polling alone, or with a stream that runs ahead.
+async fn start_source(
+    context: &Context,
+    connection: (Client, postgres::Guard),
+    claim: &Claim,
+    ends: Ends,
+    stream_ends: wal::Ends,
+    parts: &mut Parts,
+) -> Result<(), SessionError> {
+    let config = &context.config;
+    let page_bytes = config.relay.read_ahead / PAGE_SHARE;
     let settings = poll::Settings {
         pipeline: config.name.clone(),
         poll: config.source.poll.clone(),
-        page_bytes: i64::try_from(config.relay.read_ahead / PAGE_SHARE).unwrap_or(i64::MAX),
+        page_bytes: i64::try_from(page_bytes).unwrap_or(i64::MAX),
     };
-    let (client, guard) = opened.source;
-    let position = claim.position;
-    let poller = Poller::new(client, settings, &position, claim.floor_seq, ends);
-    let poller = answered("prepares its reads", ANSWER_TIMEOUT, poller).await?;
-    parts.spawn(async move {
-        let result = poller.run(&position).await;
-        drop(guard);
-        Ok(result?)
-    });
-    Ok(Peers { input, fetch, refetched, lanes, outcomes, commits, committed })
+    let reader = Reader::new(connection, settings, &claim.position, claim.floor_seq, ends);
+    let reader = answered("prepares its reads", ANSWER_TIMEOUT, reader).await?;
+    let position = claim.position.clone();
+    // What ends when nothing is left to do is over before a slot would be there.
+    if config.source.mode == Mode::Poll || context.options.until_idle {
+        let poll = config.source.poll.clone();
+        parts.spawn(async move { Ok(poll::run(reader, &poll, &position).await?) });
+        return Ok(());
+    }
+    let settings = wal::Settings {
+        pipeline: config.name.clone(),
+        postgres: config.postgres.clone(),
+        source: config.source.clone(),
+        batch_bytes_max: usize::try_from(page_bytes).unwrap_or(usize::MAX),
+        event_bytes_max: config.rabbitmq.max_message_size,
+    };
+    let (metrics, health) = (context.metrics.clone(), context.health.clone());
+    let source = wal::Source::new(reader, settings, stream_ends, metrics, health);
+    parts.spawn(async move { Ok(source.run(&position).await?) });
+    Ok(())
 }
 
 fn part_error(part: Result<Result<(), SessionError>, JoinError>) -> Option<SessionError> {

@@ -17,6 +17,7 @@ mod demo;
 mod install;
 mod maintain;
 mod publish;
+mod reading;
 mod run;
 mod status;
 mod tail;
@@ -52,11 +53,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Create or upgrade Statecast's schema and roles in the database
+    /// Create or upgrade Statecast's schema, roles and publication in the database
     Install(install::Args),
     /// Check configuration, database and broker, and say what is wrong
     Check,
-    /// Run the relay
+    /// Run the relay; `source.mode` says whether it streams or polls
     Run(run::Args),
     /// Show where the pipeline stands
     Status(status::Args),

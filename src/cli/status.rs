@@ -6,9 +6,10 @@ use std::io::{self, Write as _};
 
 use serde::Serialize;
 
+use super::reading::{Reading, Wal, reading};
 use super::{Context, connect};
+use crate::config::Config;
 use crate::config::units::show_size;
-use crate::config::{Config, Mode};
 use crate::store::chunks::{ChunkState, chunk_state};
 use crate::store::status::{Status, status};
 
@@ -31,22 +32,20 @@ struct Report {
     /// Who leads, by its own name; null = nobody.
     leader: Option<String>,
     epoch: i64,
+    /// How events are read now: `wal` or `poll`.
     mode: &'static str,
-    mode_reason: &'static str,
+    mode_reason: String,
     pending: i64,
     parked: i64,
     confirmed: i64,
     discarded: i64,
     oldest_pending_ms: Option<i64>,
-    wal: Empty,
+    wal: Wal,
     chunks: Chunks,
     broker: Broker,
     ready: bool,
     reasons: Vec<String>,
 }
-
-#[derive(Debug, Serialize)]
-struct Empty {}
 
 #[derive(Debug, Serialize)]
 struct Chunks {
@@ -69,7 +68,8 @@ pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     crate::store::schema::require_schema(&client).await?;
     let found = status(&mut client, &config.name).await?;
     let chunks = chunk_state(&client).await?;
-    let report = report(&config, &found, &chunks);
+    let reading = reading(&client, &config, found.leader.is_some()).await?;
+    let report = report(&config, &found, &chunks, reading);
     let mut out = io::stdout();
     if args.json {
         serde_json::to_writer(&mut out, &report)?;
@@ -80,13 +80,12 @@ pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(config: &Config, found: &Status, chunks: &ChunkState) -> Report {
+fn report(config: &Config, found: &Status, chunks: &ChunkState, reading: Reading) -> Report {
     let cursor = found.cursor.as_ref();
     let blocking = blocking(found);
     let ready = blocking.is_empty();
     let mut reasons = blocking;
     reasons.extend(chunks.alarms.iter().map(ToString::to_string));
-    let (mode, mode_reason) = mode(config.source.mode);
     Report {
         schema: 1,
         pipeline: config.name.clone(),
@@ -95,14 +94,14 @@ fn report(config: &Config, found: &Status, chunks: &ChunkState) -> Report {
             holder.unwrap_or_else(|| leader.to_string())
         }),
         epoch: cursor.map_or(0, |cursor| cursor.epoch),
-        mode,
-        mode_reason,
+        mode: reading.mode,
+        mode_reason: reading.reason,
         pending: found.pending,
         parked: cursor.map_or(0, |cursor| cursor.parked),
         confirmed: cursor.map_or(0, |cursor| cursor.confirmed),
         discarded: cursor.map_or(0, |cursor| cursor.discarded),
         oldest_pending_ms: found.oldest_pending_ms,
-        wal: Empty {},
+        wal: reading.wal,
         chunks: Chunks {
             attached: chunks.chunks.len(),
             empty_ahead: chunks.empty_ahead,
@@ -138,13 +137,6 @@ fn blocking(found: &Status) -> Vec<String> {
     reasons
 }
 
-fn mode(mode: Mode) -> (&'static str, &'static str) {
-    match mode {
-        Mode::Poll => ("poll", "configured"),
-        Mode::Auto | Mode::Wal => ("poll", "this version does not stream from the WAL"),
-    }
-}
-
 fn seconds(ms: i64) -> String {
     format!("{}.{} s", ms / 1000, ms.rem_euclid(1000) / 100)
 }
@@ -159,6 +151,9 @@ fn table(report: &Report, found: &Status) -> String {
     let leader = report.leader.as_deref().unwrap_or("nobody");
     line("leader", format_args!("{leader}, epoch {}", report.epoch));
     line("mode", format_args!("{} ({})", report.mode, report.mode_reason));
+    if report.wal.streaming.is_some() {
+        line("stream", format_args!("{}", report.wal));
+    }
     match report.oldest_pending_ms {
         Some(ms) => line("pending", format_args!("{}, the oldest for {}", report.pending, seconds(ms))),
         None => line("pending", format_args!("{}", report.pending)),
@@ -194,6 +189,10 @@ mod tests {
     use super::*;
     use crate::store::cursor_admin::Leader;
 
+    fn polls() -> Reading {
+        Reading { mode: "poll", reason: "configured".to_owned(), wal: Wal::default() }
+    }
+
     fn found() -> Status {
         Status { cursor: None, leader: None, pending: 3, oldest_pending_ms: Some(1234), same_server: true }
     }
@@ -220,7 +219,7 @@ mod tests {
 
     #[test]
     fn json_has_the_fields_in_order() {
-        let text = serde_json::to_string(&report(&config(), &found(), &chunks())).unwrap();
+        let text = serde_json::to_string(&report(&config(), &found(), &chunks(), polls())).unwrap();
         let mut at = 0;
         for field in [
             "schema",
@@ -250,7 +249,7 @@ mod tests {
     #[test]
     fn a_leader_is_named_even_before_it_has_written_the_row() {
         let leader = Some(Leader { pid: 7, application: "statecast x keeper".into() });
-        let report = report(&config(), &Status { leader, ..found() }, &chunks());
+        let report = report(&config(), &Status { leader, ..found() }, &chunks(), polls());
         assert_eq!(report.leader.as_deref(), Some("backend 7, statecast x keeper"));
         assert_eq!(report.reasons.len(), 1, "{:?}", report.reasons);
     }
@@ -258,9 +257,29 @@ mod tests {
     #[test]
     fn the_table_names_what_is_wrong() {
         let found = found();
-        let text = table(&report(&config(), &found, &chunks()), &found);
+        let text = table(&report(&config(), &found, &chunks(), polls()), &found);
         assert!(text.contains("leader     nobody, epoch 0\n"), "{text}");
         assert!(text.contains("pending    3, the oldest for 1.2 s\n"), "{text}");
         assert!(text.contains("ready      no\n") && text.contains("`statecast run`"), "{text}");
+    }
+
+    #[test]
+    fn a_stream_is_shown() {
+        let found = found();
+        let wal = Wal {
+            streaming: Some(true),
+            state: Some("catchup".to_owned()),
+            lag_bytes: Some(10),
+            retained_bytes: Some(2048),
+            sync_priority: None,
+        };
+        let reading = Reading { mode: "wal", reason: "streaming".to_owned(), wal };
+        let report = report(&config(), &found, &chunks(), reading);
+        let text = table(&report, &found);
+        assert!(text.contains("mode       wal (streaming)\n"), "{text}");
+        assert!(text.contains("stream     catchup, 10B behind, 2KiB of WAL kept\n"), "{text}");
+        let json = serde_json::to_string(&report).unwrap();
+        let wal = r#""wal":{"streaming":true,"state":"catchup","lag_bytes":10,"retained_bytes":2048}"#;
+        assert!(json.contains(wal), "{json}");
     }
 }

@@ -98,7 +98,7 @@ pub(super) const KEYS: &[Key] = &[
         "source.mode",
         "auto",
         Kind::Choice(&["auto", "wal", "poll"]),
-        "How events are read: `poll`, `wal` (logical replication), or `auto` to choose. Streaming comes with a later release.",
+        "`poll`: by snapshot difference; `wal`: also by a stream of logical replication that runs ahead of it; `auto`: `wal` where `wal_level = logical` and the login has REPLICATION, else `poll`. `statecast check` says which and why.",
     ),
     key(
         "source.timeline_gap",
@@ -123,20 +123,25 @@ pub(super) const KEYS: &[Key] = &[
         "source.wal.publication",
         "statecast",
         Kind::Text("a publication's name of 1 to 63 bytes"),
-        "Publication to stream from.",
+        "Publication to stream from: `statecast install` creates it, and pipelines of one database may share it.",
     ),
     key(
         "source.wal.reconcile_interval",
         "1s",
         Kind::Duration(ms(10), s(60)),
-        "How often a poll checks what the stream brought.",
+        "How often polling checks what the stream brought.",
     ),
-    key("source.wal.lag_max", "10s", Kind::Duration(ms(100), s(3600)), "A stream that lags more is dropped."),
+    key(
+        "source.wal.lag_max",
+        "10s",
+        Kind::Duration(ms(100), s(3600)),
+        "A stream that lags more is dropped; polling carries on, and a new stream is tried later.",
+    ),
     key(
         "source.wal.retain_max",
         "1GiB",
         Kind::Size(MIB, 1024 * TIB),
-        "A stream that retains more WAL is dropped.",
+        "A stream that makes the server keep more WAL is dropped in the same way.",
     ),
     key(
         "event.source",

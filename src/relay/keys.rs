@@ -47,6 +47,14 @@ struct Key {
     held_bytes: usize,
 }
 
+impl Key {
+    /// Writers of one key take turns, so that `seq` is the order in which they wrote.
+    fn queue_in_order(&mut self, seq: Seq) {
+        let place = self.queue.partition_point(|waiting| *waiting < seq);
+        self.queue.insert(place, seq);
+    }
+}
+
 /// All keys with something queued or in flight.
 #[derive(Debug)]
 pub struct Keys {
@@ -75,9 +83,9 @@ impl Keys {
         (key % self.ready.len() as u64) as usize
     }
 
-    /// Queues an event behind its key.
+    /// Queues an event in its key: behind all, unless a stream has left it out and brought later ones.
     pub fn push(&mut self, key: u64, seq: Seq) {
-        self.keys.entry(key).or_default().queue.push_back(seq);
+        self.keys.entry(key).or_default().queue_in_order(seq);
         self.list(key);
     }
 
@@ -164,8 +172,7 @@ impl Keys {
             return Duration::ZERO;
         };
         entry.in_flight = entry.in_flight.saturating_sub(1);
-        let place = entry.queue.iter().take_while(|s| **s < seq).count();
-        entry.queue.insert(place, seq);
+        entry.queue_in_order(seq);
         if let Some(pause) = &entry.pause {
             return pause.until.saturating_duration_since(now);
         }
@@ -263,6 +270,15 @@ mod tests {
         keys.wake(now + wait);
         assert_eq!(drain(&mut keys, 0), [2, 3, 6]);
         assert_eq!(keys.paused(PauseReason::Nack), 0);
+    }
+
+    #[test]
+    fn what_comes_late_goes_to_its_place() {
+        let mut keys = Keys::new(Ordering::Strict, 1);
+        for seq in [3, 6, 9, 5] {
+            keys.push(7, seq);
+        }
+        assert_eq!(keys.waiting(7).collect::<Vec<_>>(), [3, 5, 6, 9]);
     }
 
     #[test]

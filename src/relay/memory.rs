@@ -4,10 +4,14 @@
 //! (read that far, not unsettled). Only the snapshot of a window with rows is remembered: its pages passed the durability gate.
 //! That of an empty window may name transactions whose end was not on disk when the server crashed, and whose ids it then
 //! gives to others. Forgetting costs repeats, never a loss; so everything here is bounded.
+//!
+//! Rows that were settled before their page arrived are known by `seq` alone, until that page arrives, in this session or a
+//! later one. Of these nothing is forgotten to make room: a page may ask for each of them.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::seqs::Seqs;
 use crate::contract::Position;
 use crate::event::{Seq, Xid};
 use crate::snapshot::Snapshot;
@@ -46,7 +50,7 @@ pub(super) struct Memory {
     written: Option<Position>,
     windows: Vec<Remembered>,
     /// Settled before the page that lists them arrived, in this session or an earlier one.
-    ahead: HashSet<Seq>,
+    ahead: Seqs,
 }
 
 impl Memory {
@@ -90,23 +94,30 @@ impl Memory {
     /// Was this row settled?
     pub(super) fn holds(&self, xid: Xid, seq: Seq) -> bool {
         let mut windows = self.windows.iter();
-        self.ahead.contains(&seq)
+        self.ahead.contains(seq)
             || windows.any(|w| {
                 seq <= w.read_to && w.upper.sees(xid) && !w.from.sees(xid) && !w.unsettled.contains(&seq)
             })
     }
 
-    /// A row was settled before the page that lists it arrived.
-    pub(super) fn settled_ahead(&mut self, seq: Seq) {
-        if self.ahead.len() >= ROWS_MAX {
-            self.ahead.clear();
-        }
-        self.ahead.insert(seq);
+    /// A row was settled before the page that lists it arrived. False if there is no room to note it.
+    pub(super) fn settled_ahead(&mut self, seq: Seq) -> bool {
+        self.ahead.insert(seq)
+    }
+
+    /// Was the row settled, and has the page that lists it yet to arrive?
+    pub(super) fn is_ahead(&self, seq: Seq) -> bool {
+        self.ahead.contains(seq)
     }
 
     /// The page that lists the row has arrived: was it settled before?
     pub(super) fn take_ahead(&mut self, seq: Seq) -> bool {
-        self.ahead.remove(&seq)
+        self.ahead.remove(seq)
+    }
+
+    /// No page will list a row at or below `floor_seq` any more: somebody deleted what is still noted there.
+    pub(super) fn forget_ahead(&mut self, floor_seq: Seq) {
+        self.ahead.forget_below(floor_seq.saturating_add(1));
     }
 
     /// Unsettled rows of remembered windows.
@@ -115,8 +126,7 @@ impl Memory {
         self.windows.iter().map(|w| w.unsettled.len()).sum()
     }
 
-    /// Rows settled before their page.
-    #[cfg(test)]
+    /// How many rows were settled before their page.
     pub(super) fn ahead(&self) -> usize {
         self.ahead.len()
     }

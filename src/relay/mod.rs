@@ -4,13 +4,16 @@
 //! reached, when an event can never be published, or when one of its peers is gone (their own task knows why). Whatever
 //! the end, the [`Ledger`] stays right: it only ever learns of confirmed events.
 //!
-//! Bounds: bodies by `read_ahead`, events by [`window::SLOTS_MAX`], messages in flight by `window` per lane, one cursor
-//! write on its way, a stop by `grace`.
+//! Bounds: bodies by `read_ahead`, events by [`window::SLOTS_MAX`], rows settled before their page by the size of a bitmap
+//! (`seqs`), messages in flight by `window` per lane, one cursor write on its way, a stop by `grace`.
 
+mod intake;
 pub mod keys;
 pub mod ledger;
 pub mod memory;
+mod seqs;
 mod state;
+pub mod streamed;
 pub mod window;
 
 #[cfg(test)]
@@ -20,12 +23,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Ordering;
-use crate::contract::{Batch, Commit, Committed, Fetch, Input, LaneBatch, Outcome};
+use crate::contract::{Batch, Commit, Committed, Fetch, Input, LaneBatch, Lsn, Missing, Outcome};
 use crate::event::assemble::Assembler;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -51,6 +55,11 @@ pub struct Peers {
     pub fetch: Sender<Fetch>,
     /// From the source: rows that were asked for again. Always taken, room or not.
     pub refetched: Receiver<Batch>,
+    /// To the source: the answer to each [`Input::Listed`], which it waits for before it sends the next. Holds one.
+    pub missing: Sender<Missing>,
+    /// To the source: up to where everything that the current stream brought is settled. 0 until it is known, and again when
+    /// the first batch of another stream arrives.
+    pub settled: watch::Sender<Lsn>,
     /// To each lane; must hold a window of batches, so that the relay never waits for a lane.
     pub lanes: Vec<Sender<LaneBatch>>,
     /// From all lanes.
@@ -165,11 +174,12 @@ pub async fn run(
                 report_at = Instant::now() + REPORT_INTERVAL;
             }
             // 7. Bodies that were let go come back: what waits for them may be what fills the room.
-            Some(batch) = state.peers.refetched.recv() => state.take_in(batch),
+            Some(batch) = state.peers.refetched.recv() => state.on_refetched(batch),
             // 8. New work last, and only while there is room for it.
             input = state.peers.input.recv(), if room => match input {
-                Some(Input::Rows(batch)) => state.on_rows(batch),
-                Some(Input::Page(page)) => state.on_page(&page),
+                Some(input) => if let Err(gone) = state.on_input(input) {
+                    break Ended::PeerGone(gone);
+                },
                 None => break Ended::PeerGone("source"),
             },
         }

@@ -7,12 +7,14 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::intake::REMEDY_INVALID;
 use super::keys::{Keys, PauseReason};
-use super::window::Held;
+use super::streamed::Stream;
+use super::window::{Held, Slot};
 use super::{COMMIT_INTERVAL, FLOOR_INTERVAL, Ledger, Peers, Settings, Unpublishable};
-use crate::contract::{Batch, Commit, Committed, Fetch, Outcome, Page, Position, Published};
+use crate::contract::{Commit, Committed, Fetch, Outcome, Position, Published};
 use crate::event::Seq;
-use crate::event::assemble::{Assembler, key_hash};
+use crate::event::assemble::Assembler;
 use crate::health::Health;
 use crate::metrics::Metrics;
 
@@ -22,7 +24,6 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 const WHY_NACK: &str = "the broker answered with a nack: a queue is full (x-overflow = reject-publish) or has no quorum; \
      make room in it or restore its nodes";
 const REMEDY_TOO_LARGE: &str = "raise that limit (and the broker's own, if it is lower)";
-const REMEDY_INVALID: &str = "correct the row, or remove it, as the owner of the table";
 
 /// The first event that is being refused, for `/ready` and the log.
 #[derive(Debug)]
@@ -36,13 +37,14 @@ struct Stuck {
 /// See the module head.
 pub(super) struct State<'a> {
     pub(super) peers: Peers,
-    ledger: &'a mut Ledger,
-    assembler: &'a Assembler,
+    pub(super) ledger: &'a mut Ledger,
+    pub(super) assembler: &'a Assembler,
     settings: Settings,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     health: Arc<Health>,
-    keys: Keys,
-    held: Held,
+    pub(super) keys: Keys,
+    pub(super) held: Held,
+    pub(super) stream: Stream,
     /// Messages in flight, per lane.
     in_flight: Vec<usize>,
     /// So many confirms are awaited one by one per lane: see [`Settings::careful`].
@@ -60,9 +62,9 @@ pub(super) struct State<'a> {
     floor_seq: Seq,
     stuck: Option<Stuck>,
     /// An event that can never go: nothing more is read, what is in hand goes out, then the session ends.
-    hopeless: Option<Unpublishable>,
-    /// The page that lists it has arrived, so that the prefix ends right before it.
-    hopeless_listed: bool,
+    pub(super) hopeless: Option<Unpublishable>,
+    /// The page that lists it has arrived, so that the prefix ends right before it; or a stream brought it.
+    pub(super) hopeless_listed: bool,
 }
 
 impl<'a> State<'a> {
@@ -76,9 +78,11 @@ impl<'a> State<'a> {
     ) -> Self {
         let lanes = peers.lanes.len();
         let now = Instant::now();
+        ledger.floor(settings.floor_seq);
         State {
             keys: Keys::new(settings.ordering, lanes),
             held: Held::new(settings.read_ahead),
+            stream: Stream::default(),
             in_flight: vec![0; lanes],
             careful: settings.careful,
             last_outcome: now,
@@ -102,8 +106,8 @@ impl<'a> State<'a> {
         }
     }
 
-    /// May more be taken from the source? With an event that can never go only until its page has come, which is the next
-    /// input: the event itself may be what fills the room.
+    /// May more be taken from the source? With a polled event that can never go only until its page has come, which is the
+    /// next input: the event itself may be what fills the room.
     pub(super) fn has_room(&self) -> bool {
         if self.hopeless.is_some() { !self.hopeless_listed } else { self.held.has_room() }
     }
@@ -126,43 +130,12 @@ impl<'a> State<'a> {
         self.keys.next_wake()
     }
 
-    /// Events that are read for the first time in this session.
-    pub(super) fn on_rows(&mut self, batch: Batch) {
-        self.metrics.events_read.poll.inc_by(batch.events.len() as u64);
-        self.take_in(batch);
-    }
-
-    /// Takes events in. An earlier session of this process may have settled some of them.
-    pub(super) fn take_in(&mut self, batch: Batch) {
-        for event in batch.events {
-            if self.ledger.remembers(event.xid, event.seq) {
-                continue;
-            }
-            let (seq, event_id, written) = (event.seq, event.event_id, event.recorded_at_us);
-            let key = key_hash(&event.aggregate_type, &event.aggregate_id);
-            match self.assembler.assemble(event) {
-                Ok(message) => {
-                    self.metrics.event_size_bytes.observe(message.body.len() as f64);
-                    self.held.insert(message, &mut self.keys);
-                }
-                Err(invalid) => {
-                    self.held.insert_hopeless((seq, event_id, written), key, &mut self.keys);
-                    self.give_up(seq, event_id, "invalid", &invalid.to_string(), REMEDY_INVALID);
-                }
-            }
-        }
-    }
-
-    fn give_up(&mut self, seq: Seq, event_id: Uuid, kind: &str, why: &str, remedy: &'static str) {
+    pub(super) fn give_up(&mut self, seq: Seq, event_id: Uuid, kind: &str, why: &str, remedy: &'static str) {
         let reason = format!("{kind}: {why}");
         self.hopeless.get_or_insert(Unpublishable { event_id, seq, reason, remedy });
-        self.hopeless_listed |= self.held.get(seq).is_some_and(|slot| slot.window.is_some());
-    }
-
-    pub(super) fn on_page(&mut self, page: &Page) {
-        let (held, window) = (&mut self.held, page.window.id);
-        self.ledger.page(page, |seq| held.place(seq, window));
-        self.hopeless_listed |= self.hopeless.is_some();
+        // The page of a streamed event is not the next input, and without it there would be no bound to what is taken.
+        let listed = |slot: &Slot| slot.window.is_some() || slot.batch.is_some();
+        self.hopeless_listed |= self.held.get(seq).is_some_and(listed);
     }
 
     pub(super) fn on_outcomes(&mut self, outcomes: Vec<Outcome>) {
@@ -199,11 +172,15 @@ impl<'a> State<'a> {
                 }
             }
         }
+        self.tell_settled();
     }
 
     fn on_confirmed(&mut self, outcome: &Outcome, now_us: i64) {
         if let Some(slot) = self.held.settle(outcome.message.seq, &mut self.keys) {
-            self.ledger.settle(slot.window, outcome.message.seq);
+            slot.batch.into_iter().for_each(|batch| self.stream.settles(batch));
+            if !self.ledger.settle(slot.window, outcome.message.seq) {
+                self.refuse_stream();
+            }
         }
         self.careful = self.careful.saturating_sub(1);
         self.metrics.events_confirmed.inc();
@@ -316,6 +293,9 @@ impl<'a> State<'a> {
             self.on_its_way = None;
             self.ledger.written(self.sent.0.clone());
         }
+        if committed.floor_seq > self.floor_seq {
+            self.ledger.floor(committed.floor_seq);
+        }
         self.floor_seq = committed.floor_seq;
         self.idle = self.settings.until_idle && self.sent_fresh;
     }
@@ -323,9 +303,9 @@ impl<'a> State<'a> {
     /// Brings gauges and reasons up to date.
     pub(super) fn report(&mut self) {
         self.metrics.window_in_use.set(self.in_flight.iter().sum::<usize>() as i64);
-        self.metrics.events_pending.set(self.ledger.pending());
-        let oldest = self.ledger.first_unsettled().and_then(|seq| self.held.get(seq));
-        let oldest_age_us = oldest.map_or(0, |slot| unix_us().saturating_sub(slot.recorded_at_us).max(0));
+        let ahead = self.held.unlisted().filter(|seq| !self.ledger.expects(*seq)).count();
+        self.metrics.events_pending.set(self.ledger.pending() + ahead as i64);
+        let oldest_age_us = self.held.oldest_us().map_or(0, |us| unix_us().saturating_sub(us).max(0));
         self.metrics.oldest_pending_age_seconds.set(oldest_age_us as f64 / 1e6);
         self.metrics.keys_paused.nack.set(self.keys.paused(PauseReason::Nack) as i64);
         self.metrics.keys_paused.returned.set(self.keys.paused(PauseReason::Returned) as i64);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::keys::Keys;
+use super::streamed::BatchNumber;
 use crate::event::{Message, Seq};
 
 /// Events whose place is kept, at most: what bounds memory while keys wait.
@@ -39,6 +40,8 @@ pub struct Slot {
     pub event_id: Uuid,
     /// The window whose page listed it.
     pub window: Option<u64>,
+    /// The batch of a stream that brought it.
+    pub batch: Option<BatchNumber>,
     /// When it was written, microseconds since the epoch.
     pub recorded_at_us: i64,
     bytes: usize,
@@ -82,24 +85,16 @@ impl Held {
         self.slots.get_mut(&seq).map(|slot| slot.window = Some(window)).is_some()
     }
 
-    /// Takes a message in: a new one goes behind its key, a fetched one to its place.
-    pub fn insert(&mut self, message: Message, keys: &mut Keys) {
-        let (seq, key, bytes) = (message.seq, message.key_hash, message.bytes());
+    /// A stream brings an event that is held: notes the batch that waits for it.
+    pub fn join(&mut self, seq: Seq, batch: BatchNumber) {
         if let Some(slot) = self.slots.get_mut(&seq) {
-            if matches!(slot.body, Body::Requested) {
-                self.requested_bytes -= bytes.min(self.requested_bytes);
-                if keys.is_paused(key) {
-                    // An earlier event of the key was refused meanwhile.
-                    slot.body = Body::Dropped;
-                    return;
-                }
-                slot.body = Body::Held(Arc::new(message));
-                self.bytes += bytes;
-                keys.hold(key, bytes as isize);
-                keys.list(key);
-            }
-            return;
+            slot.batch = Some(batch);
         }
+    }
+
+    /// Takes in an event that is not held. It goes to its place in its key.
+    pub fn insert(&mut self, message: Message, batch: Option<BatchNumber>, keys: &mut Keys) {
+        let (seq, key, bytes) = (message.seq, message.key_hash, message.bytes());
         let greedy = keys.held_bytes(key) > 0 && keys.held_bytes(key) + bytes > self.read_ahead / 4;
         let (event_id, recorded_at_us) = (message.event_id, message.recorded_at_us);
         keys.push(key, seq);
@@ -110,7 +105,26 @@ impl Held {
             keys.hold(key, bytes as isize);
             Body::Held(Arc::new(message))
         };
-        self.slots.insert(seq, Slot { key, event_id, window: None, recorded_at_us, bytes, body });
+        self.slots.insert(seq, Slot { key, event_id, window: None, batch, recorded_at_us, bytes, body });
+    }
+
+    /// A body that was asked for comes back. Any other is not wanted: its event may have been sent and settled since.
+    pub fn restore(&mut self, message: Message, keys: &mut Keys) {
+        let (key, bytes) = (message.key_hash, message.bytes());
+        let Some(slot) = self.slots.get_mut(&message.seq) else { return };
+        if !matches!(slot.body, Body::Requested) {
+            return;
+        }
+        self.requested_bytes -= bytes.min(self.requested_bytes);
+        if keys.is_paused(key) {
+            // An earlier event of the key was refused meanwhile.
+            slot.body = Body::Dropped;
+            return;
+        }
+        slot.body = Body::Held(Arc::new(message));
+        self.bytes += bytes;
+        keys.hold(key, bytes as isize);
+        keys.list(key);
     }
 
     /// Takes in an event that cannot be sent. It is never settled, so neither its key nor the cursor passes it.
@@ -118,13 +132,22 @@ impl Held {
         &mut self,
         (seq, event_id, recorded_at_us): (Seq, Uuid, i64),
         key: u64,
+        batch: Option<BatchNumber>,
         keys: &mut Keys,
     ) {
         keys.push(key, seq);
-        self.slots.insert(
-            seq,
-            Slot { key, event_id, window: None, recorded_at_us, bytes: 0, body: Body::Hopeless },
-        );
+        let body = Body::Hopeless;
+        self.slots.insert(seq, Slot { key, event_id, window: None, batch, recorded_at_us, bytes: 0, body });
+    }
+
+    /// Rows that no page has listed yet.
+    pub fn unlisted(&self) -> impl Iterator<Item = Seq> + '_ {
+        self.slots.iter().filter(|(_, slot)| slot.window.is_none()).map(|(seq, _)| *seq)
+    }
+
+    /// When the oldest of all events was written.
+    pub fn oldest_us(&self) -> Option<i64> {
+        self.slots.values().map(|slot| slot.recorded_at_us).min()
     }
 
     /// The next message of a ready key; a key whose body was let go is fed first.
@@ -218,7 +241,7 @@ mod tests {
             recorded_at_us: 0,
             correlation_id: None,
             headers: Vec::new(),
-            body: vec![0; len],
+            body: vec![0; len.saturating_sub(744)],
         }
     }
 
@@ -227,10 +250,10 @@ mod tests {
         let mut keys = Keys::new(Ordering::Strict, 1);
         let mut held = Held::new(40_000);
         for seq in 0..100 {
-            held.insert(message(seq, 1, 744), &mut keys);
+            held.insert(message(seq, 1, 744), None, &mut keys);
         }
         assert_eq!(keys.held_bytes(1), 10_000);
-        held.insert(message(100, 2, 744), &mut keys);
+        held.insert(message(100, 2, 744), None, &mut keys);
         assert!(held.has_room(), "the hot key leaves room for others");
         let mut sent = Vec::new();
         for _ in 0..1000 {
@@ -241,7 +264,7 @@ mod tests {
                 }
             }
             for seq in held.wanted(&keys, true) {
-                held.insert(message(seq, 1, 744), &mut keys);
+                held.restore(message(seq, 1, 744), &mut keys);
             }
         }
         let hot: Vec<Seq> = sent.iter().copied().filter(|s| *s != 100).collect();
@@ -256,7 +279,7 @@ mod tests {
         // 200 keys whose event was refused; their pauses are over and the broker has gone silent.
         let now = tokio::time::Instant::now();
         for key in 0..200 {
-            held.insert(message(key as Seq, key, 744), &mut keys);
+            held.insert(message(key as Seq, key, 744), None, &mut keys);
             keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).unwrap();
             keys.refused(key, key as Seq, super::super::keys::PauseReason::Nack, now);
             held.let_go(key, &mut keys);
@@ -268,7 +291,7 @@ mod tests {
         let (mut sent, mut idle) = (Vec::new(), true);
         for _ in 0..1000 {
             for seq in held.wanted(&keys, idle) {
-                held.insert(message(seq, seq as u64, 744), &mut keys);
+                held.restore(message(seq, seq as u64, 744), &mut keys);
             }
             while let Some(m) = keys.next_ready(0).and_then(|key| held.take(key, &mut keys)) {
                 sent.push(m.seq);
@@ -280,7 +303,7 @@ mod tests {
         while let Some(seq) = sent.pop() {
             held.settle(seq, &mut keys);
             for seq in held.wanted(&keys, sent.is_empty()) {
-                held.insert(message(seq, seq as u64, 744), &mut keys);
+                held.restore(message(seq, seq as u64, 744), &mut keys);
             }
             while let Some(m) = keys.next_ready(0).and_then(|key| held.take(key, &mut keys)) {
                 sent.push(m.seq);
@@ -299,21 +322,21 @@ mod tests {
             held.let_go(5, keys);
             keys.wake(now + wait);
         };
-        held.insert(message(1, 5, 100), &mut keys);
-        held.insert(message(2, 5, 5000), &mut keys);
+        held.insert(message(1, 5, 100), None, &mut keys);
+        held.insert(message(2, 5, 5000), None, &mut keys);
         let key = keys.next_ready(0).unwrap();
         assert_eq!(held.take(key, &mut keys).unwrap().seq, 1);
         refuse(&mut keys, &mut held, 1);
         assert!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).is_none());
         assert_eq!(held.wanted(&keys, true), [1]);
-        held.insert(message(1, 5, 100), &mut keys);
+        held.restore(message(1, 5, 100), &mut keys);
         // The first goes out, the second is asked for, the first is refused, the second comes.
         assert_eq!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).unwrap().seq, 1);
         assert!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).is_none());
         assert_eq!(held.wanted(&keys, true), [2]);
         keys.refused(5, 1, super::super::keys::PauseReason::Nack, now);
         held.let_go(5, &mut keys);
-        held.insert(message(2, 5, 5000), &mut keys);
+        held.restore(message(2, 5, 5000), &mut keys);
         assert_eq!((held.bytes, held.requested_bytes, keys.held_bytes(5)), (0, 0, 0));
         assert!(held.has_room(), "other keys flow");
         keys.wake(now + std::time::Duration::from_secs(100));
@@ -326,21 +349,21 @@ mod tests {
         let mut keys = Keys::new(Ordering::Strict, 1);
         let mut held = Held::new(1_000_000);
         for seq in 1..=3 {
-            held.insert(message(seq, 5, 100), &mut keys);
+            held.insert(message(seq, 5, 100), None, &mut keys);
         }
         let key = keys.next_ready(0).unwrap();
         assert_eq!(held.take(key, &mut keys).unwrap().seq, 1);
         let now = tokio::time::Instant::now();
         let wait = keys.refused(5, 1, super::super::keys::PauseReason::Nack, now);
         held.let_go(5, &mut keys);
-        held.insert(message(4, 5, 100), &mut keys);
+        held.insert(message(4, 5, 100), None, &mut keys);
         assert_eq!((held.bytes, keys.held_bytes(5)), (0, 0));
         keys.wake(now + wait);
         let key = keys.next_ready(0).unwrap();
         assert!(held.take(key, &mut keys).is_none());
         assert_eq!(held.wanted(&keys, true), [1, 2, 3, 4]);
         for seq in 1..=4 {
-            held.insert(message(seq, 5, 100), &mut keys);
+            held.restore(message(seq, 5, 100), &mut keys);
         }
         for expected in 1..=4 {
             let key = keys.next_ready(0).unwrap();

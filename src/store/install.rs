@@ -5,7 +5,8 @@
 //! `statecast.refinery_schema_history`), then the first chunks and the tail. Every step may be repeated: an
 //! installation that was cut off is finished by the next one.
 //!
-//! [`print_sql`] writes the same as one script for psql, history rows included.
+//! [`print_sql`] writes the same as one script for psql, history rows included. The publication comes after it, by itself
+//! ([`super::publication`]): polling does without one.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -25,7 +26,7 @@ mod embedded {
 const ROLES: &str = include_str!("../../migrations/roles.sql");
 const HISTORY: &str = "statecast.refinery_schema_history";
 /// "statcast" in ASCII: one installer per database.
-const INSTALL_LOCK: i64 = 0x7374_6174_6361_7374;
+pub(super) const INSTALL_LOCK: i64 = 0x7374_6174_6361_7374;
 /// How long an installer waits for another one.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 const LOCK_RETRY: Duration = Duration::from_millis(100);
@@ -98,10 +99,7 @@ pub async fn install(client: &mut Client, chunk_rows: i64) -> Result<InstallRepo
     suitable(client).await?;
     lock(client).await?;
     let done = locked(client, chunk_rows).await;
-    let released = client
-        .batch_execute(&format!("RESET ROLE; SELECT pg_advisory_unlock({INSTALL_LOCK})"))
-        .await
-        .map_err(during("release the installation lock"));
+    let released = unlock(client).await;
     let report = done?;
     released?;
     Ok(report)
@@ -134,7 +132,8 @@ async fn suitable(client: &Client) -> Result<(), InstallError> {
     Ok(())
 }
 
-async fn lock(client: &Client) -> Result<(), InstallError> {
+/// Waits until no other installer works in this database.
+pub(super) async fn lock(client: &Client) -> Result<(), InstallError> {
     let until = Instant::now() + LOCK_PATIENCE;
     loop {
         // Asking again and again instead of waiting: a wait would be at the mercy of lock_timeout settings.
@@ -150,6 +149,14 @@ async fn lock(client: &Client) -> Result<(), InstallError> {
         }
         tokio::time::sleep(LOCK_RETRY).await;
     }
+}
+
+/// Gives the lock back, and the role that was taken meanwhile.
+pub(super) async fn unlock(client: &Client) -> Result<(), InstallError> {
+    client
+        .batch_execute(&format!("RESET ROLE; SELECT pg_advisory_unlock({INSTALL_LOCK})"))
+        .await
+        .map_err(during("release the installation lock"))
 }
 
 async fn holder(client: &Client) -> Result<i32, InstallError> {

@@ -8,6 +8,7 @@ pub mod keeper;
 mod layout;
 pub mod maintain;
 pub mod preflight;
+pub mod publication;
 pub mod publish;
 pub mod retention;
 pub mod schema;

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::task::JoinSet;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Transaction};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::servers::connect;
+use crate::servers::{connect, unique};
 
 /// Entities whose rows are contended.
 pub const KEYS: usize = 20;
@@ -35,6 +36,8 @@ pub struct Load {
     pub transactions: usize,
     /// Longest sleep inside a transaction; several may happen.
     pub pause_max: Duration,
+    /// Of 100 transactions that are not rolled back, those that end in two phases.
+    pub prepared: u8,
     /// Ends the writers early, between two transactions.
     pub stop: CancellationToken,
 }
@@ -48,6 +51,7 @@ impl Default for Load {
             writers: 8,
             transactions: 200,
             pause_max: Duration::from_millis(5),
+            prepared: 0,
             stop: CancellationToken::new(),
         }
     }
@@ -84,9 +88,8 @@ impl Load {
         let mut writers = JoinSet::new();
         for number in 0..self.writers {
             let rng = Rng::with_seed(self.seed.wrapping_add(number as u64));
-            writers.spawn(
-                Writer { load: self.clone(), rng, url: url.to_owned(), written: Written::default() }.run(),
-            );
+            let (load, url) = (self.clone(), url.to_owned());
+            writers.spawn(Writer { load, rng, url, written: Written::default(), prepared: None }.run());
         }
         let mut total = Written::default();
         while let Some(written) = writers.join_next().await {
@@ -105,6 +108,8 @@ struct Writer {
     rng: Rng,
     url: String,
     written: Written,
+    /// Name and events of a transaction that may stand prepared.
+    prepared: Option<(String, Vec<Uuid>)>,
 }
 
 impl Writer {
@@ -118,9 +123,28 @@ impl Writer {
                 assert!(lost(&error), "a write failed: {error:?}");
                 self.written.disconnects += 1;
                 client = self.connect().await;
+                while self.settle(&client).await.is_err() {
+                    tokio::time::sleep(RECONNECT).await;
+                    client = self.connect().await;
+                }
             }
         }
         self.written
+    }
+
+    /// What a lost connection left prepared holds its locks for ever: commits it.
+    async fn settle(&mut self, client: &Client) -> Result<(), Error> {
+        let Some((name, _)) = &self.prepared else { return Ok(()) };
+        match client.batch_execute(&format!("COMMIT PREPARED '{name}'")).await {
+            Ok(()) => self.written.acknowledged.extend(self.prepared.take().unwrap().1),
+            // Never prepared, or settled already: the answer was lost.
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
+                self.prepared = None;
+                self.written.in_doubt += 1;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     async fn connect(&self) -> Client {
@@ -169,6 +193,9 @@ impl Writer {
             self.written.undone.extend(events);
             return transaction.rollback().await;
         }
+        if self.load.prepared > 0 && self.rng.u8(..100) < self.load.prepared {
+            return self.two_phases(transaction, events).await;
+        }
         match transaction.commit().await {
             Ok(()) => self.written.acknowledged.extend(events),
             Err(error) => {
@@ -177,6 +204,21 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Prepares the transaction, and some time later commits it or rolls it back.
+    async fn two_phases(&mut self, transaction: Transaction<'_>, events: Vec<Uuid>) -> Result<(), Error> {
+        let name = unique("load");
+        self.prepared = Some((name.clone(), events));
+        transaction.batch_execute(&format!("PREPARE TRANSACTION '{name}'")).await?;
+        self.pause().await;
+        let keep = self.rng.u8(..100) < 70;
+        let end = if keep { "COMMIT" } else { "ROLLBACK" };
+        transaction.batch_execute(&format!("{end} PREPARED '{name}'")).await?;
+        let (_, events) = self.prepared.take().unwrap();
+        if keep { &mut self.written.acknowledged } else { &mut self.written.undone }.extend(events);
+        // Nothing is open any more: the server only warns.
+        transaction.commit().await
     }
 
     async fn pause(&mut self) {
@@ -244,7 +286,7 @@ mod tests {
     async fn counters_are_dense_and_rise_with_seq() {
         let url = fresh_database().await;
         let client = prepared(&url).await;
-        let load = Load { transactions: 40, ..Load::default() };
+        let load = Load { transactions: 40, prepared: 20, ..Load::default() };
         let written = load.run(&url).await;
         assert_dense(&client).await;
         let committed = read_committed(&client).await.unwrap();
@@ -270,7 +312,7 @@ mod tests {
         let mut server = Postgres::start(PostgresOptions::default()).await.unwrap();
         let url = server.create_database("load").await.unwrap();
         drop(prepared(&url).await);
-        let load = Load { transactions: 150, ..Load::default() };
+        let load = Load { transactions: 150, prepared: 20, ..Load::default() };
         let target = url.clone();
         let running = tokio::spawn(async move { load.run(&target).await });
         for _ in 0..2 {

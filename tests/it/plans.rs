@@ -3,7 +3,7 @@
 use statecast::config::SecretString;
 use statecast::contract::{Commit, Position};
 use statecast::snapshot::Snapshot;
-use statecast::source::poll::page::PAGE;
+use statecast::source::poll::sql::PAGE;
 use statecast::store::{cursor, install, preflight};
 use std::sync::Arc;
 use tokio_postgres::Client;

@@ -196,8 +196,13 @@ impl Relay {
 
     /// Sum of a metric over its labels; 0 while there is none.
     pub async fn metric(&self, name: &str) -> f64 {
+        self.metric_where(name, "").await
+    }
+
+    /// The same over the samples whose line holds `label`, e.g. `via="wal"`.
+    pub async fn metric_where(&self, name: &str, label: &str) -> f64 {
         let (_, body) = self.get("/metrics").await.unwrap_or_default();
-        let samples = body.lines().filter_map(|line| {
+        let samples = body.lines().filter(|line| line.contains(label)).filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             (rest.starts_with('{') || rest.starts_with(' '))
                 .then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
@@ -207,14 +212,32 @@ impl Relay {
 
     /// Waits until a metric is above `above`; `false` after `limit`.
     pub async fn wait_for_metric(&self, name: &str, above: f64, limit: Duration) -> bool {
+        self.wait_for_sample(name, "", limit, |value| value > above).await
+    }
+
+    /// Waits until `enough` holds for [`Relay::metric_where`]; `false` after `limit`.
+    pub async fn wait_for_sample(
+        &self,
+        name: &str,
+        label: &str,
+        limit: Duration,
+        enough: impl Fn(f64) -> bool,
+    ) -> bool {
         let deadline = Instant::now() + limit;
-        while self.metric(name).await <= above {
+        while !enough(self.metric_where(name, label).await) {
             if Instant::now() >= deadline {
                 return false;
             }
             tokio::time::sleep(POLL).await;
         }
         true
+    }
+
+    /// The most memory that it ever had resident, in bytes.
+    pub fn memory_peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
     /// Waits until `/ready` says 200; the last answer otherwise.

@@ -21,11 +21,12 @@ use crate::servers::{self, Topology, connect, unique};
 
 /// For everything to arrive once nothing fails any more.
 pub const ARRIVAL_LIMIT: Duration = Duration::from_secs(90);
-const READY_LIMIT: Duration = Duration::from_secs(30);
+pub const READY_LIMIT: Duration = Duration::from_secs(30);
 /// More than `shutdown.grace`.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+pub const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-fn knob(name: &str, default: usize) -> usize {
+/// How much of something: a variable, or the default.
+pub fn knob(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 

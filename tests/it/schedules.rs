@@ -17,7 +17,7 @@ use statecast::relay::Ledger;
 use statecast::sandbox::{Postgres, PostgresOptions};
 use statecast::snapshot::Snapshot;
 use statecast::source::poll::page::PageError;
-use statecast::source::poll::{Ends, Poller, Settings};
+use statecast::source::poll::{self, Ends, Reader, Settings};
 use statecast::store::cursor::{self, CursorError, Start};
 use statecast::store::{install, preflight};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -157,15 +157,11 @@ impl Source {
         let ends = Ends { input: input_tx, fetch: fetch_rx, refetched: refetched_tx, stop: stop.clone() };
         let short = Duration::from_millis(1);
         let poll = Poll { busy_interval: short, idle_interval: short, batch: self.batch };
-        let settings = Settings { pipeline: PIPELINE.to_owned(), poll, page_bytes: 1 << 20 };
-        let (client, guard) = session(&self.url).await;
-        let poller = Poller::new(client, settings, position, floor_seq, ends).await.unwrap();
+        let settings = Settings { pipeline: PIPELINE.to_owned(), poll: poll.clone(), page_bytes: 1 << 20 };
+        let reader =
+            Reader::new(session(&self.url).await, settings, position, floor_seq, ends).await.unwrap();
         let position = position.clone();
-        let task = tokio::spawn(async move {
-            let ended = poller.run(&position).await;
-            drop(guard);
-            ended
-        });
+        let task = tokio::spawn(async move { poll::run(reader, &poll, &position).await });
         self.session = Some(Running { input, _fetch: fetch, _refetched: refetched, stop, task });
     }
 
@@ -211,6 +207,7 @@ impl Source {
                     }
                     return page;
                 }
+                Input::Streamed(_) | Input::Listed(_) => unreachable!("a poller does not stream"),
             }
         }
     }

@@ -47,14 +47,14 @@ impl World {
         read_ahead + self.session.page_bytes_max + refetched
     }
 
-    /// At the end of a session: was there a moment with too much in memory? The channel from the source holds a page more.
+    /// At the end of a session: was there a moment with too much in memory? The channel from the source holds two inputs more.
     pub(crate) fn check_held(&mut self) {
         let (mut held, mut worst) = (0, (0, 0));
         for change in self.session.holds.changes.iter().filter(|change| change.certain) {
             held += change.bytes;
             worst = worst.max((held, change.seq));
         }
-        let max = self.bytes_max() + self.session.page_bytes_max;
+        let max = self.bytes_max() + 2 * self.session.page_bytes_max;
         if worst.0 > max as isize {
             self.fail(worst.1, format!("{} bytes held, at most {max}", worst.0));
         }

@@ -4,6 +4,8 @@
 //!
 //! - a source that reads like the poller (its decisions are the production ones) from an outbox with writers, open
 //!   transactions and snapshots: pages, windows read ahead, late transactions, rows of any size, fetches served late;
+//! - streams, between the polling of a session: rows in commit order, ahead of the pages that list them; some leave rows
+//!   out, some stop within a transaction;
 //! - lanes to a broker: messages arrive in order, answers come late and in any order; nacks, returns, keys refused for
 //!   long; connections that break before or after the broker has taken a message;
 //! - a keeper whose write, or whose answer, is lost; and sessions that follow each other, with the ledger of the same
@@ -17,11 +19,13 @@
 
 mod broker;
 mod checks;
+mod handed;
 mod holds;
 mod outbox;
 mod plan;
 mod session;
 mod source;
+mod stream;
 mod tally;
 mod world;
 

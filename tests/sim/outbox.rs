@@ -46,6 +46,8 @@ pub(crate) struct Outbox {
     states: BTreeMap<Xid, State>,
     next_xid: Xid,
     completed: Xid,
+    /// Transactions in the order in which they committed.
+    pub(crate) wal: Vec<Xid>,
     pub(crate) rows: Vec<Row>,
     pub(crate) cursor: Cursor,
 }
@@ -60,6 +62,7 @@ impl Outbox {
             states: BTreeMap::new(),
             next_xid: FIRST_XID,
             completed: FIRST_XID - 1,
+            wal: Vec::new(),
             rows: Vec::new(),
             cursor: Cursor { position: start, confirmed: 0, floor_seq: 0, max_seq: 0, candidate: None },
         }
@@ -89,6 +92,11 @@ impl Outbox {
         committed
     }
 
+    /// When a writer acts next.
+    pub(crate) fn next_ms(&self) -> Option<u64> {
+        self.steps.get(self.done).map(|(at, _)| *at)
+    }
+
     /// When the last writer is done.
     pub(crate) fn last_ms(&self) -> u64 {
         self.steps.last().map_or(0, |(at, _)| *at)
@@ -104,6 +112,9 @@ impl Outbox {
     pub(crate) fn end(&mut self, xid: Xid, state: State) {
         self.states.insert(xid, state);
         self.completed = self.completed.max(xid);
+        if state == State::Committed {
+            self.wal.push(xid);
+        }
     }
 
     /// `pg_current_snapshot()`.
@@ -125,6 +136,16 @@ impl Outbox {
 
     pub(crate) fn is_committed(&self, seq: Seq) -> bool {
         self.row(seq).is_some_and(|row| self.states.get(&row.xid) == Some(&State::Committed))
+    }
+
+    /// The number of a transaction in the WAL.
+    pub(crate) fn commit_number(&self, xid: Xid) -> Option<usize> {
+        self.wal.iter().position(|committed| *committed == xid)
+    }
+
+    /// The rows of a transaction, in the order in which it wrote them.
+    pub(crate) fn written_by(&self, xid: Xid) -> impl Iterator<Item = (Seq, &Row)> {
+        (1..).zip(&self.rows).filter(move |(_, row)| row.xid == xid)
     }
 
     /// Committed rows, by seq.

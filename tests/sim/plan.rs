@@ -80,6 +80,36 @@ pub(crate) struct Pace {
     pub(crate) keeper: u64,
 }
 
+/// How the source streams, if it does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streaming {
+    /// Probability, after each window, that a stream is made ready, and that one which is ready begins.
+    pub(crate) begins: f64,
+    /// Probability, at each step, that it stops, wherever it is.
+    pub(crate) stops: f64,
+    /// Part of the rows that it leaves out: somebody edited the publication.
+    pub(crate) drops: f64,
+    /// Probability that a batch begins with rows that it has brought before.
+    pub(crate) repeats: f64,
+    /// Between two listings.
+    pub(crate) reconcile: Duration,
+    /// Upper bound of its lag, microseconds.
+    pub(crate) lag: u64,
+}
+
+impl Streaming {
+    fn draw(rng: &mut Rng) -> Self {
+        Streaming {
+            begins: one_of(rng, &[0.0, 0.2, 0.8]),
+            stops: one_of(rng, &[0.0, 0.01, 0.1]),
+            drops: one_of(rng, &[0.0, 0.0, 0.0, 0.05, 0.4]),
+            repeats: one_of(rng, &[0.0, 0.05]),
+            reconcile: Duration::from_millis(one_of(rng, &[5, 100, 1_000])),
+            lag: one_of(rng, &[0, 1_000, 50_000]),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) ordering: Ordering,
@@ -90,6 +120,7 @@ pub(crate) struct Plan {
     pub(crate) batch: usize,
     pub(crate) busy: Duration,
     pub(crate) idle: Duration,
+    pub(crate) streaming: Streaming,
     pub(crate) pace: Pace,
     /// Probabilities per message.
     pub(crate) nack: f64,
@@ -119,6 +150,7 @@ impl Plan {
             batch: one_of(rng, &[1, 2, 5, 20, 100]),
             busy: Duration::from_millis(busy),
             idle: Duration::from_millis(busy.max(100)),
+            streaming: Streaming::draw(rng),
             pace: Pace {
                 query: one_of(rng, &[0, 1_000, 20_000]),
                 fetch: one_of(rng, &[0, 1_000, 20_000, 900_000]),

@@ -4,19 +4,19 @@ use std::future::{Future, poll_fn};
 use std::task::Poll;
 use std::time::Duration;
 
-use statecast::contract::{Commit, Committed};
+use statecast::contract::{Commit, Committed, Lsn};
 use statecast::event::assemble::Assembler;
 use statecast::health::Health;
 use statecast::relay::{self, Ended, Ledger, Peers, Settings, Tokens};
-use statecast::source::poll::Ends;
 use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker;
 use crate::plan::{End, SessionPlan};
-use crate::source::Poller;
+use crate::source::{Ends, Poller};
 use crate::world::Shared;
 
 /// Time for the parts to end after the relay has.
@@ -57,6 +57,14 @@ async fn keeper(
         if committed.send(Committed { id, floor_seq }).await.is_err() {
             return;
         }
+    }
+}
+
+/// What the source could tell the server.
+async fn feedback(world: Shared, mut settled: watch::Receiver<Lsn>) {
+    while settled.changed().await.is_ok() {
+        let upto = *settled.borrow_and_update();
+        world.lock().check_settled(upto);
     }
 }
 
@@ -103,14 +111,25 @@ fn start(world: &Shared, plan: &SessionPlan, over: &CancellationToken, parts: &m
     let (input_tx, input) = mpsc::channel(2);
     let (refetched_tx, refetched) = mpsc::channel(1);
     let (fetch, fetch_rx) = mpsc::channel(1);
-    let ends = Ends { input: input_tx, fetch: fetch_rx, refetched: refetched_tx, stop: over.clone() };
+    let (missing, missing_rx) = mpsc::channel(1);
+    let (settled, settled_rx) = watch::channel(0);
+    parts.spawn(feedback(world.clone(), settled_rx.clone()));
+    let ends = Ends {
+        input: input_tx,
+        fetch: fetch_rx,
+        refetched: refetched_tx,
+        missing: missing_rx,
+        settled: settled_rx,
+        stop: over.clone(),
+    };
     let dies_after = match plan.end {
         End::Source { after } => Some(after),
         _ => None,
     };
     let position = world.lock().outbox.cursor.position.clone();
     parts.spawn(Poller::new(world.clone(), ends, dies_after).run(position));
-    Peers { input, fetch, refetched, lanes: lane_ends, outcomes, commits, committed }
+    let lanes = lane_ends;
+    Peers { input, fetch, refetched, missing, settled, lanes, outcomes, commits, committed }
 }
 
 fn settings(world: &Shared, plan: &SessionPlan) -> Settings {

@@ -2,37 +2,55 @@
 
 use std::sync::Arc;
 
-use statecast::contract::{Batch, Fetch, Input, Page, Position, Via, Window};
+use statecast::contract::{Batch, Fetch, Input, Lsn, Missing, Page, Position, Window};
 use statecast::event::{Event, Seq};
-use statecast::source::poll::Ends;
 use statecast::source::poll::window::{Frontier, Opening};
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::outbox::event;
 use crate::world::{Shared, World};
 
 /// The relay or the session has ended, or the source has died.
-struct Over;
+pub(crate) struct Over;
+
+/// The source's ends of its channels.
+pub(crate) struct Ends {
+    pub(crate) input: Sender<Input>,
+    pub(crate) fetch: Receiver<Fetch>,
+    pub(crate) refetched: Sender<Batch>,
+    pub(crate) missing: Receiver<Missing>,
+    pub(crate) settled: watch::Receiver<Lsn>,
+    pub(crate) stop: CancellationToken,
+}
 
 pub(crate) struct Poller {
-    world: Shared,
-    ends: Ends,
-    frontier: Frontier,
+    pub(crate) world: Shared,
+    pub(crate) ends: Ends,
+    pub(crate) frontier: Frontier,
     next_window: u64,
+    /// Streams so far.
+    pub(crate) streams: u64,
+    /// Transactions before the slot that is ready.
+    slot: Option<usize>,
+    /// What the next window should hold no more: see [`Batch::late`].
+    pub(crate) late: Option<Seq>,
     /// Inputs left to send before it dies.
     left: Option<u32>,
 }
 
-struct PageRows {
-    events: Vec<Event>,
-    full: bool,
+pub(crate) struct PageRows {
+    pub(crate) events: Vec<Event>,
+    pub(crate) full: bool,
 }
 
 impl Poller {
     pub(crate) fn new(world: Shared, ends: Ends, dies_after: Option<u32>) -> Self {
         let cursor = world.lock().outbox.cursor.clone();
         let frontier = Frontier::stored(&cursor.position, cursor.floor_seq);
-        Poller { world, ends, frontier, next_window: 1, left: dies_after }
+        Poller { world, ends, frontier, next_window: 1, streams: 0, slot: None, late: None, left: dies_after }
     }
 
     pub(crate) async fn run(mut self, position: Position) {
@@ -43,7 +61,7 @@ impl Poller {
         if let Some(stored) = &position.window {
             let window = Arc::new(self.frontier.resume(self.next_window, stored));
             self.next_window += 1;
-            self.read_pages(window, position.window.as_ref().map_or(0, |w| w.seq), None).await?;
+            self.read_pages(window, position.window.as_ref().map_or(0, |w| w.seq), None, None).await?;
         }
         let (busy, idle) = {
             let world = self.world.lock();
@@ -54,13 +72,33 @@ impl Poller {
             self.query().await;
             let (window, rows) = self.open();
             let found = !rows.events.is_empty();
-            self.read_pages(window, 0, Some(rows)).await?;
+            let late = self.late.take();
+            self.read_pages(window, 0, Some(rows), late).await?;
+            self.may_stream().await?;
             interval = if found { busy } else { (interval * 2).min(idle) };
             self.pause(interval).await?;
         }
     }
 
-    async fn query(&self) {
+    /// After a window: a slot may be made, and the window after it is the barrier of the stream.
+    async fn may_stream(&mut self) -> Result<(), Over> {
+        let begins = {
+            let mut world = self.world.lock();
+            let begins = world.plan.streaming.begins;
+            world.rng.f64() < begins
+        };
+        match self.slot {
+            None if begins => self.slot = Some(self.world.lock().outbox.wal.len()),
+            Some(from) if begins => {
+                self.slot = None;
+                return self.stream(from).await;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn query(&self) {
         let delay = {
             let mut world = self.world.lock();
             let max = world.plan.pace.query;
@@ -70,7 +108,7 @@ impl Poller {
     }
 
     /// The statement that opens a window: one snapshot, and the first page.
-    fn open(&mut self) -> (Arc<Window>, PageRows) {
+    pub(crate) fn open(&mut self) -> (Arc<Window>, PageRows) {
         let mut world = self.world.lock();
         world.advance();
         let opening = Opening {
@@ -85,11 +123,12 @@ impl Poller {
         (window, rows)
     }
 
-    async fn read_pages(
+    pub(crate) async fn read_pages(
         &mut self,
         window: Arc<Window>,
         mut after: Seq,
         mut first: Option<PageRows>,
+        late: Option<Seq>,
     ) -> Result<(), Over> {
         loop {
             let rows = match first.take() {
@@ -101,7 +140,7 @@ impl Poller {
             };
             after = rows.events.last().map_or(after, |e| e.seq);
             let full = rows.full;
-            self.hand_over(rows, &window).await?;
+            self.hand_over(rows, &window, late).await?;
             if !full {
                 self.frontier.close(&window);
                 return Ok(());
@@ -109,10 +148,15 @@ impl Poller {
         }
     }
 
-    async fn hand_over(&mut self, rows: PageRows, window: &Arc<Window>) -> Result<(), Over> {
+    async fn hand_over(
+        &mut self,
+        rows: PageRows,
+        window: &Arc<Window>,
+        late: Option<Seq>,
+    ) -> Result<(), Over> {
         let seqs: Vec<Seq> = rows.events.iter().map(|e| e.seq).collect();
         if !rows.events.is_empty() {
-            self.send(Input::Rows(Batch { via: Via::Poll, events: rows.events })).await?;
+            self.send(Input::Rows(Batch { events: rows.events, late })).await?;
             if self.world.lock().rng.f64() < 0.1 {
                 self.query().await;
             }
@@ -120,7 +164,7 @@ impl Poller {
         self.send(Input::Page(Page { window: Arc::clone(window), seqs, last: !rows.full })).await
     }
 
-    async fn send(&mut self, input: Input) -> Result<(), Over> {
+    pub(crate) async fn send(&mut self, input: Input) -> Result<(), Over> {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(1).ok_or(Over)?;
         }
@@ -140,7 +184,7 @@ impl Poller {
         }
     }
 
-    async fn serve(&mut self, fetch: Fetch) -> Result<(), Over> {
+    pub(crate) async fn serve(&mut self, fetch: Fetch) -> Result<(), Over> {
         let delay = {
             let mut world = self.world.lock();
             world.check_fetch(&fetch.seqs);
@@ -149,10 +193,10 @@ impl Poller {
         };
         sleep(delay).await;
         let events = self.world.lock().refetch(fetch.seqs);
-        self.ends.refetched.send(Batch { via: Via::Poll, events }).await.map_err(|_| Over)
+        self.ends.refetched.send(Batch { events, late: None }).await.map_err(|_| Over)
     }
 
-    async fn pause(&mut self, interval: std::time::Duration) -> Result<(), Over> {
+    pub(crate) async fn pause(&mut self, interval: std::time::Duration) -> Result<(), Over> {
         let until = Instant::now() + interval;
         loop {
             tokio::select! {
@@ -169,7 +213,7 @@ impl Poller {
 }
 
 /// The page's statement: rows of the window above `after`, by number and by bytes.
-fn page(world: &World, frontier: &Frontier, window: &Window, after: Seq) -> PageRows {
+pub(crate) fn page(world: &World, frontier: &Frontier, window: &Window, after: Seq) -> PageRows {
     let committed = world.outbox.committed();
     let rows = committed.filter(|(seq, row)| frontier.belongs(window, after, row.xid, *seq));
     let found: Vec<_> = rows.take(world.plan.batch).collect();
@@ -184,51 +228,4 @@ fn page(world: &World, frontier: &Frontier, window: &Window, after: Seq) -> Page
         found.iter().take_while(|(_, row)| fits(row.size)).map(|(seq, row)| event(*seq, row)).collect();
     let full = found.len() >= world.plan.batch || events.len() < found.len();
     PageRows { events, full }
-}
-
-impl World {
-    /// The relay's channel has an input.
-    fn handed(&mut self, input: &Input) {
-        match input {
-            Input::Rows(batch) => {
-                let bytes = batch.events.iter().map(|e| self.row_bytes(e.seq)).sum();
-                self.session.page_bytes_max = self.session.page_bytes_max.max(bytes);
-                for event in &batch.events {
-                    self.note(event.seq, || "read".to_owned());
-                    let late = self.fates[event.seq as usize..].iter().any(|later| later.handed);
-                    self.tally.count("events read after later ones", usize::from(late));
-                    let remembered = self.fates[event.seq as usize].known[self.session.process];
-                    self.tally.count("events confirmed and remembered", usize::from(remembered));
-                    self.fate(event.seq).handed = true;
-                    self.comes(event.seq, false);
-                }
-            }
-            Input::Page(page) => {
-                let text = format!(
-                    "listed: window {} [{}, {}) after {}, last = {}",
-                    page.window.id, page.window.from, page.window.upper, page.window.after_seq, page.last
-                );
-                for seq in &page.seqs {
-                    self.note(*seq, || text.clone());
-                }
-            }
-        }
-    }
-
-    fn comes(&mut self, seq: Seq, again: bool) {
-        let bytes = self.row_bytes(seq);
-        let came = self.session.holds.comes(seq, bytes, again);
-        self.fate(seq).came = came;
-    }
-
-    fn refetch(&mut self, mut seqs: Vec<Seq>) -> Vec<Event> {
-        seqs.sort_unstable();
-        self.tally.count("rows fetched again", seqs.len());
-        for seq in &seqs {
-            self.note(*seq, || "read again".to_owned());
-            self.fate(*seq).wanted = false;
-            self.comes(*seq, true);
-        }
-        seqs.iter().filter_map(|seq| Some(event(*seq, self.outbox.row(*seq)?))).collect()
-    }
 }

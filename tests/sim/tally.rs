@@ -3,19 +3,28 @@
 use std::collections::BTreeMap;
 
 /// What must have happened.
-const EXPECTED: [&str; 12] = [
+const EXPECTED: [&str; 21] = [
     "cursor writes",
     "cursor writes without an answer",
     "events",
+    "events brought again by a stream",
+    "events brought by a refused stream",
     "events confirmed and remembered",
+    "events left out by a stream",
+    "events overtaken",
+    "events polled and brought before",
     "events published again",
     "events read after later ones",
+    "events streamed",
     "hopeless events",
     "messages lost with a connection",
     "messages refused",
     "rows fetched again",
     "sessions",
     "sessions broken off",
+    "streams",
+    "streams that end within a transaction",
+    "streams that miss rows",
 ];
 
 /// How often each of these happened.

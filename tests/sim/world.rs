@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fastrand::Rng;
-use statecast::contract::{Commit, LaneBatch, Outcome};
+use statecast::contract::{Commit, LaneBatch, Lsn, Outcome};
 use statecast::event::{Message, Seq, Xid};
 use statecast::metrics::Metrics;
 use tokio::time::Instant;
@@ -62,6 +62,13 @@ pub(crate) struct Fate {
     pub(crate) wanted: bool,
     /// With a lane, without an outcome.
     pub(crate) at_lane: bool,
+    /// The stream (of all sessions) that brought it last, and the one that left it out.
+    pub(crate) brought_by: Option<usize>,
+    pub(crate) left_out_by: Option<usize>,
+    /// A later event of its key reached the broker before it did.
+    pub(crate) overtaken: bool,
+    /// Polled in this session when a stream should have brought it, as the source said with the page.
+    pub(crate) late: bool,
 }
 
 /// A message between lane and broker.
@@ -76,6 +83,22 @@ pub(crate) struct LaneState {
     pub(crate) socket: VecDeque<OnSocket>,
     /// Messages without an outcome.
     pub(crate) unresolved: usize,
+}
+
+/// The stream of a session, as the relay should see it.
+#[derive(Default)]
+pub(crate) struct StreamState {
+    /// Its number in the session.
+    pub(crate) number: u64,
+    /// A page was listed with a row that it did not bring.
+    pub(crate) refused: bool,
+    /// Events that came first after the last listed page.
+    pub(crate) since_listed: Vec<Seq>,
+    /// What it brought, by the end of the transaction.
+    pub(crate) brought: Vec<(Lsn, Seq)>,
+    pub(crate) upto: Lsn,
+    /// What the relay has told.
+    pub(crate) told: Lsn,
 }
 
 /// What belongs to one session.
@@ -93,6 +116,12 @@ pub(crate) struct Session {
     pub(crate) process: usize,
     pub(crate) calm: Option<Vec<u8>>,
     pub(crate) heals_at: Option<Instant>,
+    pub(crate) stream: StreamState,
+    /// Streams (of all sessions) that missed a row in this one.
+    pub(crate) broken_streams: Vec<usize>,
+    /// Events that should count as missed, if the relay takes them all.
+    pub(crate) missed_max: u64,
+    pub(crate) missed_before: u64,
     // The keeper's.
     pub(crate) writing: Option<(Xid, Commit)>,
     pub(crate) unanswered: bool,
@@ -121,6 +150,11 @@ pub(crate) struct World {
     pub(crate) tally: Tally,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) confirmed_before: u64,
+    /// Streams of all sessions.
+    pub(crate) streams: usize,
+    /// Events that were overtaken because a stream left them out, counted when they are published.
+    pub(crate) overtaken: u64,
+    pub(crate) missed_at_start: u64,
     /// Bytes of a message besides its body.
     pub(crate) overhead: usize,
     pub(crate) session: Session,
@@ -145,6 +179,9 @@ impl World {
             timelines: [None; PROCESSES],
             tally: Tally::default(),
             confirmed_before: metrics.events_confirmed.get(),
+            streams: 0,
+            overtaken: 0,
+            missed_at_start: metrics.wal_missed.get(),
             metrics,
             overhead,
             session: Session::default(),
@@ -204,13 +241,19 @@ impl World {
         let forgets = plan.new_process || last.is_some_and(|last| last != timeline);
         for fate in &mut self.fates {
             fate.known[plan.process] &= !forgets;
-            (fate.handed, fate.wanted, fate.at_lane) = (false, false, false);
+            (fate.handed, fate.wanted, fate.at_lane, fate.late) = (false, false, false, false);
         }
         self.confirmed_before = self.metrics.events_confirmed.get();
         let heals_at = plan.heals_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
         let lanes = (0..self.plan.lanes).map(|_| LaneState::default()).collect();
-        self.session =
-            Session { lanes, heals_at, calm: plan.calm.clone(), process: plan.process, ..Session::default() };
+        self.session = Session {
+            lanes,
+            heals_at,
+            calm: plan.calm.clone(),
+            process: plan.process,
+            missed_before: self.metrics.wal_missed.get(),
+            ..Session::default()
+        };
         self.tally.count("sessions", 1);
         self.note(0, || format!("session begins: {plan:?}"));
     }
@@ -219,6 +262,7 @@ impl World {
     pub(crate) fn end(&mut self) {
         self.take_confirms();
         self.check_held();
+        self.check_missed();
         let lost = self.session.unanswered && self.session.writing.is_none();
         self.tally.count("cursor writes without an answer", usize::from(lost));
         for lane in 0..self.session.lanes.len() {

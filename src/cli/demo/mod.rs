@@ -45,6 +45,9 @@ pub(super) async fn run(_: &Context, args: &Args) -> anyhow::Result<()> {
     let config = &servers.config;
     let (mut client, _guard) = postgres::connect(&config.postgres, "statecast demo").await?;
     install::install(&mut client, config.retention.chunk_rows).await?;
+    for line in super::install::publish(&mut client, config).await? {
+        println!("{line}");
+    }
     Shop::create_tables(&client).await?;
     println!("installed the schema (statecast.outbox) and a shop with a table of orders");
 

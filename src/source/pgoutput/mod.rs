@@ -1,8 +1,8 @@
-//! Decoder of PostgreSQL's `pgoutput` plug-in, protocol version 1, and of the frames that carry it.
+//! Decoder of PostgreSQL's `pgoutput` plug-in, protocol version 1.
 //!
 //! ```text
-//! CopyData ──frame──▶ XLogData ──message──▶ Relation ──relation──▶ Relations
-//!                                           Insert   ──outbox────▶ Event
+//! XLogData ──message──▶ Relation ──relation──▶ Relations
+//!                       Insert   ──outbox────▶ Event
 //! ```
 //!
 //! Total: every input is a message or a [`DecodeError`] that names the message, the byte and what was expected there.
@@ -13,9 +13,8 @@
 //! `TimeZone = UTC` (in a zone west of it PostgreSQL prints the first hours of the year 1 as `BC`); of the plug-in
 //! `proto_version '1'` without `binary` and `streaming`.
 //!
-//! Rules: PostgreSQL documentation, "Logical Replication Message Formats" and "Streaming Replication Protocol".
+//! Rules: PostgreSQL documentation, "Logical Replication Message Formats".
 
-pub mod frame;
 pub mod message;
 pub mod outbox;
 mod reader;
@@ -24,7 +23,6 @@ pub mod relation;
 mod tests;
 pub mod time;
 
-pub use frame::{Frame, StatusUpdate};
 pub use message::{Message, OldTuple, Tuple, Value, decode};
 pub use outbox::{EventError, event};
 pub use reader::{DecodeError, Found};

@@ -120,13 +120,6 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// Everything up to the end of the message.
-    pub(super) fn remainder(&mut self) -> &'a [u8] {
-        let rest = self.rest();
-        self.at += rest.len();
-        rest
-    }
-
     fn array<const N: usize>(&mut self, expected: &'static str) -> Result<[u8; N], DecodeError> {
         let Some(taken) = self.rest().first_chunk::<N>() else {
             return Err(self.error(self.at, expected, Found::End { needed: N, left: self.left() }));

@@ -1,4 +1,4 @@
-//! One page of a window, read in one statement: hence one MVCC snapshot.
+//! One page of a window: asking for it, and reading the answer.
 
 use std::time::Duration;
 
@@ -7,88 +7,9 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
+use super::sql::{FETCH, LIST, PAGE};
 use crate::event::{Event, Seq, Xid};
 use crate::snapshot::{BadSnapshot, Snapshot};
-
-/// Reads a page.
-///
-/// `$1` pipeline, `$2` P, `$3` the stored upper snapshot (NULL on the first page of a window), `$4` xmax(P),
-/// `$5` seq: rows above it, `$6` prune_seq, `$7` floor_seq, `$8` ceil (NULL on the first page), `$9` rows, `$10` bytes.
-///
-/// The first row is the head; rows with a seq follow. Why it reads as it does:
-/// - The sub-selects on `head` are evaluated once, after the snapshot was taken: so `last_seq` bounds every row that the
-///   snapshot can see, and the cursor row's `max_seq` is that of a write which committed before the snapshot.
-/// - `late`: `xid >= id AND xid <= id` keeps `xid` a sort key, so that each chunk's `(xid, seq)` index is read in order from
-///   where the last page ended, instead of sorting all rows of a large transaction for each page.
-/// - `seq >= x + 1`, not `seq > x`: a chunk that ends at x is pruned only so; to the planner a number could lie between.
-/// - `new`: walks `(seq)` above `prune_seq`. Only there is it certain that nothing unread lies below.
-/// - `octet_length` of a text needs no detoasting, so a page is cut by its real bytes before a payload is fetched; the
-///   first row always passes.
-pub const PAGE: &str = "
-WITH head AS MATERIALIZED (
-    SELECT coalesce($3::text::pg_snapshot, pg_current_snapshot()) AS upper,
-           $2::text::pg_snapshot AS p,
-           $4::text::xid8 AS p_xmax,
-           c.max_seq, c.floor_seq,
-           (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END
-              FROM statecast.outbox_seq_seq) AS last_seq
-      FROM statecast.cursor c
-     WHERE c.pipeline = $1
-), late AS (
-    SELECT o.*
-      FROM pg_snapshot_xip((SELECT p FROM head)) AS x(id)
-     CROSS JOIN LATERAL (
-            SELECT o.*
-              FROM statecast.outbox o
-             WHERE o.xid >= x.id AND o.xid <= x.id
-               AND (o.xid, o.seq) > (x.id, $5::bigint)
-               AND o.seq >= $7::bigint + 1
-               AND o.seq <= coalesce($8::bigint, (SELECT last_seq FROM head))
-               AND pg_visible_in_snapshot(o.xid, (SELECT upper FROM head))
-             ORDER BY o.xid, o.seq
-             LIMIT $9::bigint) o
-), new AS (
-    SELECT o.*
-      FROM statecast.outbox o
-     WHERE o.seq >= greatest($6::bigint, $5::bigint) + 1
-       AND o.seq <= coalesce($8::bigint, (SELECT last_seq FROM head))
-       AND o.xid >= (SELECT p_xmax FROM head)
-       AND pg_visible_in_snapshot(o.xid, (SELECT upper FROM head))
-     ORDER BY o.seq
-     LIMIT $9::bigint
-), page AS (
-    SELECT * FROM late UNION ALL SELECT * FROM new ORDER BY seq LIMIT $9::bigint
-), cut AS (
-    SELECT p.*,
-           sum(coalesce(octet_length(p.payload::text), 0) + coalesce(octet_length(p.headers::text), 0) + 400)
-               OVER (ORDER BY p.seq ROWS UNBOUNDED PRECEDING)
-             - coalesce(octet_length(p.payload::text), 0) - coalesce(octet_length(p.headers::text), 0) - 400
-               AS bytes_before,
-           count(*) OVER () AS found
-      FROM page p
-)
-SELECT NULL::bigint AS seq, NULL::xid8 AS xid, NULL::uuid AS event_id, NULL::text AS aggregate_type,
-       NULL::text AS aggregate_id, NULL::text AS event_type, NULL::text AS schema_version,
-       NULL::bigint AS entity_version, NULL::json AS payload, NULL::json AS headers,
-       NULL::text AS correlation_id, NULL::text AS causation_id, NULL::text AS traceparent,
-       NULL::text AS tracestate, NULL::timestamptz AS recorded_at, 0::bigint AS found,
-       upper::text AS upper, max_seq, floor_seq, last_seq,
-       pg_current_wal_insert_lsn() AS insert_lsn, pg_current_wal_flush_lsn() AS flush_lsn
-  FROM head
-UNION ALL
-SELECT seq, xid, event_id, aggregate_type, aggregate_id, event_type, schema_version, entity_version,
-       payload, headers, correlation_id, causation_id, traceparent, tracestate, recorded_at, found,
-       NULL, NULL, NULL, NULL, NULL, NULL
-  FROM cut
- WHERE bytes_before < $10::bigint";
-
-/// Unsettled rows by their seq, for bodies that the relay let go.
-const FETCH: &str = "
-SELECT seq, xid, event_id, aggregate_type, aggregate_id, event_type, schema_version, entity_version,
-       payload, headers, correlation_id, causation_id, traceparent, tracestate, recorded_at
-  FROM statecast.outbox
- WHERE seq = ANY ($1::bigint[]) AND seq >= $2::bigint AND seq <= $3::bigint
- ORDER BY seq";
 
 /// No answer for this long: the connection is taken for dead. More than the session's `statement_timeout`, which a backend
 /// that hangs, or a proxy whose server is gone, does not keep.
@@ -98,6 +19,7 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
 #[derive(Debug, Clone)]
 pub struct Statements {
     page: Statement,
+    list: Statement,
     fetch: Statement,
 }
 
@@ -150,6 +72,17 @@ pub struct PageRows {
     pub full: bool,
 }
 
+/// A page without its events.
+#[derive(Debug)]
+pub struct Listing {
+    /// What else the statement saw.
+    pub head: Head,
+    /// Rows, ascending.
+    pub seqs: Vec<Seq>,
+    /// More rows may follow in this window.
+    pub full: bool,
+}
+
 /// A page could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
@@ -159,6 +92,9 @@ pub enum PageError {
     /// The server sent a snapshot that is none.
     #[error(transparent)]
     Snapshot(#[from] BadSnapshot),
+    /// The connection ended: the server shuts down, or the network broke.
+    #[error("the connection to PostgreSQL that reads the outbox was closed")]
+    Closed,
     /// The server does not answer.
     #[error("PostgreSQL has not answered a read of the outbox for {ANSWER_TIMEOUT:?}")]
     Silent,
@@ -183,7 +119,11 @@ impl Statements {
     /// # Errors
     /// SQL.
     pub async fn prepare(client: &Client) -> Result<Self, PageError> {
-        Ok(Statements { page: client.prepare(PAGE).await?, fetch: client.prepare(FETCH).await? })
+        Ok(Statements {
+            page: client.prepare(PAGE).await?,
+            list: client.prepare(LIST).await?,
+            fetch: client.prepare(FETCH).await?,
+        })
     }
 
     /// Reads a page.
@@ -191,23 +131,9 @@ impl Statements {
     /// # Errors
     /// SQL, or the cursor row is gone.
     pub async fn page(&self, client: &Client, request: &Request<'_>) -> Result<PageRows, PageError> {
-        let (upper, ceil) = match request.window {
-            Some((upper, ceil)) => (Some(upper.to_string()), Some(ceil)),
-            None => (None, None),
-        };
-        let (from, p_xmax) = (request.from.to_string(), request.from.xmax.to_string());
-        let parameters: [&(dyn ToSql + Sync); 10] = [
-            &request.pipeline,
-            &from,
-            &upper,
-            &p_xmax,
-            &request.after_seq,
-            &request.prune_seq,
-            &request.floor_seq,
-            &ceil,
-            &request.rows_max,
-            &request.bytes_max,
-        ];
+        let texts = Texts::of(request);
+        let mut parameters = texts.parameters(request).to_vec();
+        parameters.push(&request.bytes_max);
         let rows = answered(client.query(&self.page, &parameters)).await?;
         let mut head = None;
         let mut found = 0;
@@ -217,7 +143,7 @@ impl Statements {
                 found = row.try_get::<_, i64>(15)?;
                 events.push(event(row)?);
             } else {
-                head = Some(decode_head(row)?);
+                head = Some(decode_head(row, 16)?);
             }
         }
         let head = head.ok_or_else(|| PageError::NoCursor(request.pipeline.to_owned()))?;
@@ -225,6 +151,27 @@ impl Statements {
         events.sort_unstable_by_key(|e| e.seq);
         let full = found >= request.rows_max || (events.len() as i64) < found;
         Ok(PageRows { head, events, full })
+    }
+
+    /// Lists the rows of a page. Its bound is the number of rows alone.
+    ///
+    /// # Errors
+    /// SQL, or the cursor row is gone.
+    pub async fn list(&self, client: &Client, request: &Request<'_>) -> Result<Listing, PageError> {
+        let texts = Texts::of(request);
+        let rows = answered(client.query(&self.list, &texts.parameters(request))).await?;
+        let mut head = None;
+        let mut seqs = Vec::with_capacity(rows.len().saturating_sub(1));
+        for row in &rows {
+            match row.try_get(0)? {
+                Some(seq) => seqs.push(seq),
+                None => head = Some(decode_head(row, 1)?),
+            }
+        }
+        let head = head.ok_or_else(|| PageError::NoCursor(request.pipeline.to_owned()))?;
+        seqs.sort_unstable();
+        let full = seqs.len() as i64 >= request.rows_max;
+        Ok(Listing { head, seqs, full })
     }
 
     /// Reads unsettled rows again.
@@ -253,15 +200,50 @@ pub(super) async fn answered<T>(
     Ok(timeout(ANSWER_TIMEOUT, query).await.map_err(|_| PageError::Silent)??)
 }
 
-fn decode_head(row: &Row) -> Result<Head, PageError> {
+/// The parameters of a request that have no binary form of their own.
+struct Texts {
+    from: String,
+    p_xmax: String,
+    upper: Option<String>,
+    ceil: Option<Seq>,
+}
+
+impl Texts {
+    fn of(request: &Request<'_>) -> Self {
+        Texts {
+            from: request.from.to_string(),
+            p_xmax: request.from.xmax.to_string(),
+            upper: request.window.map(|(upper, _)| upper.to_string()),
+            ceil: request.window.map(|(_, ceil)| ceil),
+        }
+    }
+
+    /// `$1` to `$9`.
+    fn parameters<'a>(&'a self, request: &'a Request<'_>) -> [&'a (dyn ToSql + Sync); 9] {
+        [
+            &request.pipeline,
+            &self.from,
+            &self.upper,
+            &self.p_xmax,
+            &request.after_seq,
+            &request.prune_seq,
+            &request.floor_seq,
+            &self.ceil,
+            &request.rows_max,
+        ]
+    }
+}
+
+/// The head's columns begin at `first`.
+fn decode_head(row: &Row, first: usize) -> Result<Head, PageError> {
     let lsn = |column| row.try_get::<_, tokio_postgres::types::PgLsn>(column).map(u64::from);
     Ok(Head {
-        upper: row.try_get::<_, &str>(16)?.parse()?,
-        max_seq: row.try_get(17)?,
-        floor_seq: row.try_get(18)?,
-        last_seq: row.try_get(19)?,
-        insert_lsn: lsn(20)?,
-        flush_lsn: lsn(21)?,
+        upper: row.try_get::<_, &str>(first)?.parse()?,
+        max_seq: row.try_get(first + 1)?,
+        floor_seq: row.try_get(first + 2)?,
+        last_seq: row.try_get(first + 3)?,
+        insert_lsn: lsn(first + 4)?,
+        flush_lsn: lsn(first + 5)?,
     })
 }
 

@@ -1,8 +1,7 @@
-//! Every kind of message and frame, as bytes that were written down by hand from the documentation's tables.
+//! Every kind of message, as bytes that were written down by hand from the documentation's tables.
 
 use tokio_postgres::types::PgLsn;
 
-use crate::source::pgoutput::frame::{Frame, StatusUpdate};
 use crate::source::pgoutput::message::{
     ColumnMessage, Message, OldTuple, RelationMessage, ReplicaIdentity, Tuple, Value, decode,
 };
@@ -128,48 +127,6 @@ fn truncate_and_emitted() {
         let emitted = Message::Emitted { transactional, lsn: lsn(), prefix: "audit", content: b"a\0b" };
         assert_eq!(decode(&bytes), Ok(emitted));
     }
-}
-
-#[test]
-fn frames() {
-    let bytes = joined(&[b"w", LSN, END, TIME, b"B-the-message"]);
-    let data = Frame::XLogData { start: lsn(), end: end(), sent_at: AT, data: b"B-the-message" };
-    assert_eq!(Frame::decode(&bytes), Ok(data));
-    for reply_requested in [false, true] {
-        let bytes = joined(&[b"k", END, TIME, &[reply_requested.into()]]);
-        assert_eq!(Frame::decode(&bytes), Ok(Frame::Keepalive { end: end(), sent_at: AT, reply_requested }));
-    }
-    let update = StatusUpdate {
-        written: end(),
-        flushed: lsn(),
-        applied: PgLsn::from(1),
-        sent_at: AT,
-        reply_requested: true,
-    };
-    assert_eq!(update.encode()[..], joined(&[b"r", END, LSN, &[0, 0, 0, 0, 0, 0, 0, 1], TIME, &[1]]));
-    assert_eq!(StatusUpdate { reply_requested: false, ..update }.encode().last(), Some(&0));
-}
-
-#[test]
-fn frames_that_are_none() {
-    let refused = |bytes: &[u8]| Frame::decode(bytes).unwrap_err().to_string();
-    assert_eq!(
-        refused(b""),
-        "empty message, byte 0: expected the kind of frame, found 0 of at least 1 bytes"
-    );
-    assert_eq!(refused(b"r"), "message 'r', byte 0: expected WAL data ('w') or a keepalive ('k'), found 'r'");
-    let keepalive = joined(&[b"k", END, TIME, &[1]]);
-    let wal = joined(&[b"w", LSN, END, TIME]);
-    assert!(Frame::decode(&wal).is_ok(), "data may be empty");
-    for whole in [&keepalive, &wal] {
-        for length in 0..whole.len() {
-            assert!(Frame::decode(&whole[..length]).is_err());
-        }
-    }
-    let longer = joined(&[&keepalive, b"x"]);
-    let expected = "the end of the message";
-    let error = DecodeError { tag: Some(b'k'), offset: 18, expected, found: Found::Trailing(1) };
-    assert_eq!(Frame::decode(&longer), Err(error));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The relay over scripted peers.
 
+mod streaming;
+
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
-use crate::contract::{Page, Published, Via, Window};
+use crate::contract::{Page, Published, Window};
 use crate::event::{Event, Message, Seq};
 use crate::snapshot::Snapshot;
 
@@ -49,7 +51,7 @@ fn window(events: Vec<Event>) -> [Input; 2] {
         fresh: true,
     });
     let seqs = events.iter().map(|event| event.seq).collect();
-    [Input::Rows(Batch { via: Via::Poll, events }), Input::Page(Page { window, seqs, last: true })]
+    [Input::Rows(Batch { events, late: None }), Input::Page(Page { window, seqs, last: true })]
 }
 
 fn settings(read_ahead: usize) -> Settings {
@@ -83,7 +85,7 @@ async fn relay(ledger: &mut Ledger, settings: Settings, input: Vec<Input>, answe
                 fetch = fetches.recv() => match fetch {
                     Some(Fetch { seqs }) => {
                         let events = seqs.into_iter().map(|seq| event(seq, "k", 10)).collect();
-                        let _ = refetched_tx.send(Batch { via: Via::Poll, events }).await;
+                        let _ = refetched_tx.send(Batch { events, late: None }).await;
                     }
                     None => return,
                 },
@@ -102,7 +104,10 @@ async fn relay(ledger: &mut Ledger, settings: Settings, input: Vec<Input>, answe
             let _ = committed_tx.send(Committed { id: commit.id, floor_seq: 0 }).await;
         }
     };
-    let peers = Peers { input: input_rx, fetch, refetched, lanes: vec![lane], outcomes, commits, committed };
+    let ((missing, _), (settled, _)) = (mpsc::channel(1), watch::channel(0));
+    let lanes = vec![lane];
+    let peers =
+        Peers { input: input_rx, fetch, refetched, missing, settled, lanes, outcomes, commits, committed };
     let parts = [tokio::spawn(source), tokio::spawn(sink), tokio::spawn(keeper)];
     let tokens = Tokens { stop: CancellationToken::new(), abort: CancellationToken::new() };
     let assembler = assembler();
