@@ -127,7 +127,7 @@ async fn wal_publication_one_missed_event_is_counted_once_and_ends_the_stream() 
     let (sql, consumer) = (bench.client().await, bench.consumer());
     let mut relay = bench.streaming().await;
     bench.publish("order", "k", 1).await;
-    wait_streamed(&relay, 0).await;
+    let stream = bench.slots(&sql).await;
     // In one transaction with the event, so that no reconcile falls between.
     sql.batch_execute(&format!(
         "BEGIN; {}; SELECT statecast.publish('order', 'k', 'changed', '{{\"n\": 2}}'); COMMIT;
@@ -140,7 +140,9 @@ async fn wal_publication_one_missed_event_is_counted_once_and_ends_the_stream() 
     let committed = crate::checker::read_committed(&sql).await.unwrap();
     let missing = consumer.wait_for_ids(STOPS_WITHIN, committed.iter().map(|row| row.event_id)).await;
     assert_eq!(missing, 0);
+    assert!(relay.wait_for_log("did not bring", STOPS_WITHIN).await, "a miss ends the stream");
     wait_streaming(&relay).await;
+    assert_ne!(bench.slots(&sql).await, stream, "another stream");
     bench.publish("order", "k", 4).await;
     let missed = relay.metric(MISSED).await;
     assert!(relay.running());

@@ -18,7 +18,7 @@ const SENDER_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is unconfirmed when the server is stopped.
 const EVENTS: i32 = 1_000;
 /// More than fits in the relay's read-ahead and in every buffer between it and the walsender.
-const FLOOD: i32 = 4_000;
+const FLOOD: i32 = 2_500;
 /// Bytes of padding in each event of a flood.
 const PADDING: i32 = 8_000;
 
@@ -122,8 +122,7 @@ async fn a_fast_shutdown_does_not_wait_for_a_relay_whose_broker_does_not_confirm
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fast_shutdown_does_not_wait_for_a_relay_under_back_pressure() {
     let mut bed = Bed::new().await;
-    bed.shop.bench.invocation =
-        bed.shop.bench.invocation.clone().with("STATECAST_RELAY__READ_AHEAD", "256KiB");
+    bed.shop.bench.invocation = bed.shop.bench.invocation.clone().with("STATECAST_RELAY__READ_AHEAD", "2MiB");
     let baseline = bed.baseline(FLOOD, PADDING).await;
     let mut relay = bed.shop.bench.relay().await;
     bed.all_arrives().await;

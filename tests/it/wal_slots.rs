@@ -1,7 +1,7 @@
 //! What a stream leaves behind on the server: nothing, however the relay ends. And what it needs there: where that is
 //! missing the relay polls, or says what to do.
 //!
-//! Knob: `STATECAST_TEST_OUTAGE_SECONDS` (5): how long the broker is away.
+//! Knob: `STATECAST_TEST_OUTAGE_SECONDS` (3): how long the broker is away before it starts again, which takes it as long.
 
 use std::time::{Duration, Instant};
 
@@ -148,7 +148,7 @@ fn p99(mut times: Vec<Duration>) -> Duration {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wal_broker_that_is_away_retains_nothing_and_delays_no_insert() {
-    let outage = Duration::from_secs(knob("STATECAST_TEST_OUTAGE_SECONDS", 5) as u64);
+    let outage = Duration::from_secs(knob("STATECAST_TEST_OUTAGE_SECONDS", 3) as u64);
     let mut broker = Rabbitmq::start(RabbitmqOptions::default()).await.unwrap();
     let bench = WalBench::with_broker(&[], &broker).await;
     let (sql, consumer) = (bench.client().await, bench.consumer());

@@ -13,7 +13,7 @@
 //!   back until a window was handed over whole whose snapshot has xmin ≥ x0: only then can nothing older than a streamed
 //!   event still be on its way to the same key. (A commit before the slot's start may be invisible for long, while it
 //!   waits for its standby.)
-//! - *Live*: streams, and lists at each `reconcile_interval` what the stream should have brought ([`reconcile`]).
+//! - *Live*: streams, and lists at each `reconcile_interval` what the stream should have brought (`reconcile`).
 //!
 //! Whatever goes wrong with a stream ends the stream only. A failure of SQL ends the session.
 

@@ -150,7 +150,7 @@ pub(super) async fn end_and_wait(client: &Client, holder: &Holder) -> Result<boo
 }
 
 /// Ends what a dead relay of this pipeline left: its walsenders, and with them their slots. Only a leader may do that,
-/// whose pipeline has no stream yet. Returns the slots that are still there after [`GONE_LIMIT`].
+/// whose pipeline has no stream yet. Returns the slots that are still there after `GONE_LIMIT`.
 ///
 /// # Errors
 /// SQL.

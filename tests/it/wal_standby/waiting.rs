@@ -1,6 +1,8 @@
 //! Commits that wait for their synchronous standby: the WAL holds them, nobody may see them yet. The server sends them
 //! to the relay all the same, and leaves them out where a slot's stream begins behind them.
 
+use std::time::Duration;
+
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -14,6 +16,8 @@ use crate::servers::{self, connect};
 const WRITERS: usize = 6;
 /// Changes that each writer makes as soon as its commit has returned.
 const FOLLOWING: usize = 20;
+/// By now a changed setting was seen; twice the interval, for a busy machine.
+const NOTICED: Duration = Duration::from_secs(2);
 
 struct Waiting {
     events: Vec<Uuid>,
@@ -141,4 +145,28 @@ async fn a_streamed_commit_is_published_when_its_standby_has_it_or_nobody_waits_
     let verdict = shop.bench.finish(&mut [relay], &consumer).await;
     verdict.assert_clean();
     assert_eq!((verdict.committed, verdict.duplicates), (2 * WRITERS * 4, 0));
+}
+
+/// The setting may come while a relay streams, which looks every second (`docs/order.md`). What commits before it has
+/// looked may go out early: until then it is as if the setting were not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_waits_for_a_standby_that_became_synchronous_while_it_ran() {
+    let mut pair = Pair::start().await;
+    let shop = pair.bench(servers::rabbitmq().await).await;
+    let consumer = shop.bench.consumer();
+    let relay = shop.streaming_relay().await;
+    let early = shop.bench.publish("order", "early", 1).await;
+    assert_eq!(consumer.wait_for_ids(ARRIVAL_LIMIT, [early]).await, 0);
+    let admin = connect(&pair.primary.url("postgres")).await.unwrap();
+    synchronous(&admin, "sb").await;
+    // Nothing outside shows that it has looked.
+    tokio::time::sleep(NOTICED).await;
+    pair.standby.pause();
+    let waiting = wait_for_standby(&shop, &admin, 3).await;
+    shop.wait_until_sent().await;
+    assert_silence(&consumer, &waiting.events).await;
+    assert_streaming(&relay).await;
+    pair.standby.resume();
+    all_return(waiting).await;
+    shop.bench.finish(&mut [relay], &consumer).await.assert_clean();
 }
