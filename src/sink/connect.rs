@@ -116,13 +116,10 @@ fn explain(error: &lapin::Error, over_tls: bool) -> (String, bool) {
         Some(530) => (format!("{error}: this vhost does not exist or the user may not use it"), true),
         _ => {
             let cause = match error.kind() {
-                lapin::ErrorKind::IOError(io) => tls::remedy(io.as_ref(), "rabbitmq.tls").or_else(|| {
-                    // The broker's reason is lost where its reset overtakes it.
-                    let cut = io.kind() != io::ErrorKind::ConnectionRefused && over_tls;
-                    let refusal = "does it run, and does it accept the client certificate in rabbitmq.tls.cert_file, or \
-                         the lack of one?";
-                    Some(if cut { refusal } else { "does it run, and is rabbitmq.urls right?" }.to_owned())
-                }),
+                lapin::ErrorKind::IOError(io) => {
+                    let hint = || handshake_hint(io.kind(), over_tls).to_owned();
+                    Some(tls::remedy(io.as_ref(), "rabbitmq.tls").unwrap_or_else(hint))
+                }
                 // What a TLS listener says to a plain client is no AMQP frame.
                 lapin::ErrorKind::ParsingError(_) => {
                     Some("this port speaks no plain AMQP: if it is a TLS port, write amqps://".to_owned())
@@ -131,6 +128,20 @@ fn explain(error: &lapin::Error, over_tls: bool) -> (String, bool) {
             };
             (cause.map_or_else(|| error.to_string(), |cause| format!("{cause} ({error})")), false)
         }
+    }
+}
+
+/// A peer's reason is lost where its reset overtakes it: what it most likely was.
+fn handshake_hint(error: io::ErrorKind, over_tls: bool) -> &'static str {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, UnexpectedEof};
+    match (over_tls, error) {
+        (true, error) if error != ConnectionRefused => {
+            "does it run, and does it accept the client certificate in rabbitmq.tls.cert_file, or the lack of one?"
+        }
+        (false, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) => {
+            "the server ended the handshake: if this is a TLS port, write amqps://"
+        }
+        _ => "does it run, and is rabbitmq.urls right?",
     }
 }
 

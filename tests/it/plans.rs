@@ -82,7 +82,8 @@ async fn page_buffers(settled: i64, chunk_rows: i64) -> i64 {
     // Something completes after them, so that P lists them as running.
     insert(&client, 1).await;
     let position = settle(&client, claim.epoch).await;
-    assert_eq!(position.snapshot.xip.len(), OPEN);
+    // An autovacuum that analyses may run at that moment as well.
+    assert!(position.snapshot.xip.len() >= OPEN, "{}", position.snapshot);
     insert(&client, PAGE_ROWS).await;
     for writer in &open {
         writer.batch_execute("COMMIT").await.unwrap();
