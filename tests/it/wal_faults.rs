@@ -320,3 +320,27 @@ async fn wal_frozen_walsender_gives_way_to_polling() {
     bench.publish("order", "k", 22).await;
     bench.finish(&mut [relay], &consumer).await.assert_clean();
 }
+
+/// A source connection that says nothing more, while all others work: the session ends, and the next one reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "waits for the longest answer that a page may take, more than a minute; `make chaos` runs it"]
+async fn wal_silent_source_connection_ends_the_session() {
+    let bench = WalBench::start(&[]).await;
+    let (sql, consumer) = (bench.client().await, bench.consumer());
+    let mut relay = bench.streaming().await;
+    bench.publish("order", "k", 1).await;
+    wait_for_key(&consumer, "k", &[1]).await;
+    let source = format!("statecast {} source", bench.pipeline);
+    let find = "SELECT pid FROM pg_stat_activity WHERE application_name = $1";
+    let pid: i32 = sql.query_one(find, &[&source]).await.unwrap().get(0);
+    let backend = Pid::from_raw(pid).unwrap();
+    kill_process(backend, Signal::STOP).unwrap();
+    let begun = Instant::now();
+    let event = bench.publish("order", "k", 2).await;
+    let ended = relay.wait_for_log("PostgreSQL has not answered", Duration::from_secs(120)).await;
+    println!("silent: the session ended after {:?}", begun.elapsed());
+    let arrived = consumer.wait_for_ids(Duration::from_secs(60), [event]).await;
+    kill_process(backend, Signal::CONT).unwrap();
+    assert!(ended && arrived == 0, "{}", relay.log());
+    bench.finish(&mut [relay], &consumer).await.assert_clean();
+}

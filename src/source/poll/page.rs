@@ -111,6 +111,16 @@ pub enum PageError {
         /// The lowest.
         first: Seq,
     },
+    /// The same where a stream has brought rows, which may not be visible yet.
+    #[error(
+        "{missing} unsettled rows cannot be read (the first is seq {first}): their commit waits for a synchronous standby, or rows of statecast.outbox were deleted"
+    )]
+    StreamedRowsGone {
+        /// How many.
+        missing: usize,
+        /// The lowest.
+        first: Seq,
+    },
 }
 
 impl Statements {
@@ -194,7 +204,7 @@ impl Statements {
 }
 
 /// The answer to a query, if there is one in time.
-pub(super) async fn answered<T>(
+pub(in crate::source) async fn answered<T>(
     query: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, PageError> {
     Ok(timeout(ANSWER_TIMEOUT, query).await.map_err(|_| PageError::Silent)??)

@@ -313,7 +313,7 @@ impl Reader {
     }
 
     /// Reads rows that the relay asks for again.
-    async fn serve(&self, fetch: Fetch) -> Step<()> {
+    async fn serve(&mut self, fetch: Fetch) -> Step<()> {
         let until = Instant::now() + VISIBLE_LIMIT;
         let events = loop {
             match self.statements.fetch(&self.client, &fetch.seqs).await {
@@ -325,6 +325,11 @@ impl Reader {
                 fetched => break fetched?,
             }
         };
-        self.ends.refetched.send(Batch { events, late: None }).await.map_err(|_| Halt::Over)
+        // A relay that winds down takes nothing more, and a server that shuts down waits for our stream.
+        tokio::select! {
+            sent = self.ends.refetched.send(Batch { events, late: None }) => sent.map_err(|_| Halt::Over),
+            () = self.ends.stop.cancelled() => Err(Halt::Over),
+            () = self.guard.closed() => Err(PageError::Closed.into()),
+        }
     }
 }

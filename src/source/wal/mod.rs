@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::config;
 use crate::contract::{Lsn, Missing, Position};
@@ -43,7 +43,7 @@ use crate::event::Seq;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::source::poll::next_interval;
-use crate::source::poll::page::PageError;
+use crate::source::poll::page::{PageError, answered};
 use crate::source::poll::reader::{Halt, Reader, Step};
 use attempts::Attempts;
 use facts::Obstacle;
@@ -54,6 +54,8 @@ use stages::Stage;
 const CAUGHT_UP: Duration = Duration::from_secs(1);
 /// With nothing heard for this long, WAL that nobody flushes may be what the stream waits for.
 const QUIET: Duration = Duration::from_millis(200);
+/// At the end of a session, for slot and walsender to be gone.
+const TAKE_DOWN_LIMIT: Duration = Duration::from_secs(4);
 /// Component of `/ready`.
 const HEALTH: &str = "wal";
 
@@ -153,6 +155,10 @@ impl Source {
         self.take_down().await;
         match halt {
             Halt::Over => Ok(()),
+            // The next session begins with polling, which reads them or finds the gap.
+            Halt::Failed(PageError::RowsGone { missing, first }) if self.streams > 0 => {
+                Err(PageError::StreamedRowsGone { missing, first }.into())
+            }
             Halt::Failed(error) => Err(error.into()),
         }
     }
@@ -178,7 +184,7 @@ impl Source {
 
     async fn facts(&self) -> Result<facts::Facts, PageError> {
         let publication = &self.settings.source.wal.publication;
-        Ok(facts::look(self.reader.client(), publication, &self.application_name).await?)
+        answered(facts::look(self.reader.client(), publication, &self.application_name)).await
     }
 
     /// The session is over: nothing may stay on the server.
@@ -191,11 +197,15 @@ impl Source {
         let Some(holder) = self.holder.as_ref().and_then(|cell| cell.get()) else {
             return;
         };
-        // Where SQL fails the server is going down, or the next leader ends what is left.
-        match slot::end_and_wait(self.reader.client(), holder).await {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(slot = holder.slot, "the replication slot is still there"),
-            Err(error) => tracing::debug!(slot = holder.slot, "cannot see to the replication slot: {error}"),
+        // Where SQL fails the server is going down, or the next leader ends what is left. The silence of this connection may
+        // be what ends the session.
+        match timeout(TAKE_DOWN_LIMIT, slot::end_and_wait(self.reader.client(), holder)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => tracing::warn!(slot = holder.slot, "the replication slot is still there"),
+            Ok(Err(error)) => {
+                tracing::debug!(slot = holder.slot, "cannot see to the replication slot: {error}");
+            }
+            Err(_) => tracing::warn!(slot = holder.slot, "cannot see to the replication slot: no answer"),
         }
     }
 

@@ -127,8 +127,9 @@ pub(super) async fn is_gone(client: &Client, holder: &Holder) -> Result<bool, to
     // A walsender without the slot may be about to create it.
     let sql = "
         SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)
-           AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $2 AND backend_type = 'walsender')";
-    client.query_one(sql, &[&holder.slot, &holder.pid]).await?.try_get(0)
+           AND NOT EXISTS (SELECT FROM pg_stat_activity
+                            WHERE pid = $2 AND backend_type = 'walsender' AND application_name = $3)";
+    client.query_one(sql, &[&holder.slot, &holder.pid, &holder.application_name]).await?.try_get(0)
 }
 
 /// Ends a walsender and waits until its slot is gone; false if it is still there after [`GONE_LIMIT`].

@@ -16,6 +16,7 @@ use super::{HEALTH, QUIET, Settings, Source};
 use crate::config;
 use crate::contract::Lsn;
 use crate::event::{Seq, Xid};
+use crate::source::poll::page::answered;
 use crate::source::poll::reader::{Read, Step};
 
 /// From a slot to a stream, at most: the barrier waits for open write transactions.
@@ -89,8 +90,8 @@ impl Source {
     /// Looks whether the server allows a stream, and has a slot created.
     async fn attempt(&mut self) -> Step<()> {
         if let Some(holder) = self.holder.as_ref().and_then(|cell| cell.get()) {
-            slot::end(self.reader.client(), holder).await?;
-            if !slot::is_gone(self.reader.client(), holder).await? {
+            answered(slot::end(self.reader.client(), holder)).await?;
+            if !answered(slot::is_gone(self.reader.client(), holder)).await? {
                 self.attempts.soon();
                 return Ok(());
             }
@@ -123,10 +124,10 @@ impl Source {
     /// The slot exists: assigns x0 and starts to read, behind a closed gate.
     async fn barrier(&mut self, created: Created, watchdog: Watchdog, read: &Read) -> Step<()> {
         let client = Arc::clone(self.reader.client());
-        if !slot::is_here(&client, &created.holder).await? {
+        if !answered(slot::is_here(&client, &created.holder)).await? {
             return self.off(&Ended::OtherServer).await;
         }
-        let row = client.query_one("SELECT pg_current_xact_id()::text", &[]).await?;
+        let row = answered(client.query_one("SELECT pg_current_xact_id()::text", &[])).await?;
         // Of what is no number nothing is ever old enough: the barrier runs into its limit.
         let x0 = row.try_get::<_, &str>(0)?.parse().unwrap_or(Xid::MAX);
         self.streams += 1;
@@ -214,6 +215,9 @@ impl Source {
         if live.began.elapsed() > GOOD_STREAM {
             self.attempts.reset();
         }
+        if let Some(ended) = live.watchdog.verdict() {
+            return self.end(live.running, live.watchdog, ended).await.map(|_| ());
+        }
         self.reconcile(live).await
     }
 
@@ -244,11 +248,11 @@ impl Source {
         self.stage = Stage::Off;
         self.say(ended, true);
         if let Some(holder) = self.holder.as_ref().and_then(|cell| cell.get()) {
-            slot::end(self.reader.client(), holder).await?;
+            answered(slot::end(self.reader.client(), holder)).await?;
             if matches!(ended, Ended::Obstacle(Obstacle::SynchronousStandby(_))) {
                 // Commits that waited for us are let go when a standby answers. One that has nothing new to answer does
                 // so every 10 s (`wal_receiver_status_interval`): give it something, once we are not waited for.
-                slot::end_and_wait(self.reader.client(), holder).await?;
+                answered(slot::end_and_wait(self.reader.client(), holder)).await?;
                 self.reader.flush().await?;
             }
         }

@@ -286,6 +286,8 @@ impl Reading {
     async fn until_visible(&mut self, xid: Xid) -> Result<(), Ended> {
         let mut interval = VISIBLE_INTERVAL_MIN;
         while !self.seen.sees(xid) {
+            // What committed before need not wait for a stranger's standby. And whoever waits for that lags.
+            self.hand_all_over().await?;
             let client = Arc::clone(&self.client);
             let ask = async move {
                 let row = client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
@@ -298,6 +300,19 @@ impl Reading {
                 interval = (interval * 2).min(VISIBLE_INTERVAL_MAX);
             }
         }
+        Ok(())
+    }
+
+    /// Hands over what is in hand, when the relay has room.
+    async fn hand_all_over(&mut self) -> Result<(), Ended> {
+        while !self.batch.is_empty() {
+            self.note_blocked(true);
+            let input = self.ends.input.clone();
+            let room = self.answering(async move { input.reserve().await.map(drop) }).await?;
+            room.map_err(|_| Ended::Stopped)?;
+            self.hand_over();
+        }
+        self.note_blocked(false);
         Ok(())
     }
 

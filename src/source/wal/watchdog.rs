@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
 use tokio_postgres::{Client, Error};
@@ -34,7 +35,7 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub(super) struct Watchdog {
     _task: AbortOnDropHandle<()>,
-    verdict: oneshot::Receiver<Ended>,
+    verdict: Option<oneshot::Receiver<Ended>>,
     standbys: watch::Receiver<bool>,
 }
 
@@ -51,30 +52,41 @@ impl Watchdog {
         let (standbys_tx, standbys) = watch::channel(true);
         let task = tokio::spawn(async move {
             let mut spilled_bytes = 0;
-            // Where SQL fails, the source's own questions fail as well.
-            while let Ok(found) = look(&client, &holder, &limits).await {
+            let ended = loop {
+                // What cannot be watched must not go on.
+                let found = match look(&client, &holder, &limits).await {
+                    Ok(found) => found,
+                    Err(error) => break Ended::Sql(error),
+                };
                 if let Some(look) = found {
                     metrics.wal_retained_bytes.set(i64::try_from(look.retained_bytes).unwrap_or(i64::MAX));
                     metrics.wal_spill_bytes.inc_by(look.spilled_bytes.saturating_sub(spilled_bytes));
                     spilled_bytes = spilled_bytes.max(look.spilled_bytes);
                     standbys_tx.send_if_modified(|s| std::mem::replace(s, look.standbys) != look.standbys);
                     if let Some(ended) = look.ended {
-                        let _ = verdict_tx.send(ended);
-                        if let Some(holder) = holder.get() {
-                            let _ = slot::end(&client, holder).await;
-                        }
-                        return;
+                        break ended;
                     }
                 }
                 sleep(limits.interval.min(INTERVAL_MAX)).await;
+            };
+            let _ = verdict_tx.send(ended);
+            // If this fails, the source finds the verdict at its next reconcile.
+            if let Some(holder) = holder.get() {
+                let _ = slot::end(&client, holder).await;
             }
         });
-        Watchdog { _task: AbortOnDropHandle::new(task), verdict, standbys }
+        Watchdog { _task: AbortOnDropHandle::new(task), verdict: Some(verdict), standbys }
     }
 
     /// Why the stream must end, if it must. Said once.
     pub(super) fn verdict(&mut self) -> Option<Ended> {
-        self.verdict.try_recv().ok()
+        let ended = match self.verdict.as_mut()?.try_recv() {
+            Ok(ended) => ended,
+            Err(TryRecvError::Empty) => return None,
+            Err(TryRecvError::Closed) => Ended::Panicked("nothing watches the stream".to_owned()),
+        };
+        self.verdict = None;
+        Some(ended)
     }
 
     /// Are there synchronous standbys?

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use statecast::sandbox::{Rabbitmq, RabbitmqOptions};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -166,6 +167,49 @@ async fn a_stream_waits_for_a_standby_that_became_synchronous_while_it_ran() {
     shop.wait_until_sent().await;
     assert_silence(&consumer, &waiting.events).await;
     assert_streaming(&relay).await;
+    pair.standby.resume();
+    all_return(waiting).await;
+    shop.bench.finish(&mut [relay], &consumer).await.assert_clean();
+}
+
+/// A stream that waits for a stranger's standby holds nothing back that has committed, and lags: polling takes over after
+/// `lag_max`, also where the broker was slow when the wait began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_committed_does_not_wait_for_a_standby_of_others() {
+    let mut pair = Pair::start().await;
+    let admin = connect(&pair.primary.url("postgres")).await.unwrap();
+    synchronous(&admin, "sb").await;
+    let mut broker = Rabbitmq::start(RabbitmqOptions::default()).await.unwrap();
+    let mut shop = pair.bench(&broker).await;
+    let settings = [("STATECAST_RELAY__READ_AHEAD", "1MiB"), ("STATECAST_SOURCE__WAL__LAG_MAX", "2s")];
+    for (name, value) in settings {
+        shop.bench.invocation = shop.bench.invocation.clone().with(name, value);
+    }
+    let consumer = shop.bench.consumer();
+    let relay = shop.streaming_relay().await;
+    let first = shop.bench.publish("order", "first", 1).await;
+    assert_eq!(consumer.wait_for_ids(ARRIVAL_LIMIT, [first]).await, 0);
+    // More than the relay holds, so that the stream has to wait for it.
+    broker.pause();
+    let writer = shop.bench.client().await;
+    let sql = "INSERT INTO statecast.outbox (aggregate_type, aggregate_id, event_type, payload)
+               SELECT 'order', 'n' || i, 'changed', json_build_object('key', 'n' || i, 'n', 1, 'pad', repeat('x', 8000))
+                 FROM generate_series(1, 130) i";
+    writer.execute(sql, &[]).await.unwrap();
+    let mut committed = Vec::new();
+    for n in 0..8 {
+        committed.push(shop.bench.publish("order", &format!("small{n}"), 1).await);
+    }
+    pair.standby.pause();
+    let waiting = wait_for_standby(&shop, &admin, 0).await;
+    shop.wait_until_sent().await;
+    broker.resume();
+    writer.batch_execute("SET synchronous_commit = local").await.unwrap();
+    let local =
+        "SELECT statecast.publish('order', 'local', 'changed', '{\"key\": \"local\", \"n\": 1}'::json)";
+    committed.push(writer.query_one(local, &[]).await.unwrap().get(0));
+    assert_eq!(consumer.wait_for_ids(STEP_LIMIT / 2, committed).await, 0, "{}", relay.log());
+    assert_silence(&consumer, &waiting.events).await;
     pair.standby.resume();
     all_return(waiting).await;
     shop.bench.finish(&mut [relay], &consumer).await.assert_clean();
