@@ -3,7 +3,7 @@
 //! ```text
 //! source → relay   Input, Batch (refetched)      relay → source   Fetch, Missing, Lsn (settled)
 //! relay → lane     Vec<Arc<Message>>             lane → relay     Vec<Outcome>
-//! relay → keeper   Commit                        keeper → relay   Committed
+//! relay → keeper   ToKeeper                      keeper → relay   FromKeeper
 //! ```
 
 use std::sync::Arc;
@@ -114,7 +114,7 @@ pub enum Published {
         /// AMQP reply text, e.g. `NO_ROUTE`.
         text: String,
     },
-    /// Can never go: over a size limit.
+    /// Can never go: over a size limit. The lane may end after it has said so.
     TooLarge {
         /// Which limit, with both numbers.
         reason: String,
@@ -160,7 +160,16 @@ pub struct WindowPosition {
     pub seq: Seq,
 }
 
-/// A cursor write, relay → keeper.
+/// What the keeper is asked, relay → keeper. Answered in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToKeeper {
+    /// Answered by [`Committed`].
+    Commit(Commit),
+    /// Answered by [`Recalled`].
+    Recall(Recall),
+}
+
+/// A cursor write, relay → keeper: all of it in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
     /// Rises by one with each commit of a session.
@@ -171,15 +180,215 @@ pub struct Commit {
     pub closes: bool,
     /// Highest sequence value seen before this commit was sent.
     pub max_seq: Seq,
-    /// Events before `position` that the broker confirmed, since the pipeline began.
-    pub confirmed: i64,
+    /// Events before `position` since the pipeline began: confirmed, set aside or discarded.
+    pub passed: i64,
+    /// Rows to set aside. A page has listed each, so they are visible and durable. Already set aside: left as they are.
+    pub set_aside: Vec<SetAside>,
+    /// What became of rows that are set aside.
+    pub changes: Vec<Change>,
+    /// Rows may be set aside that no cursor write has passed: see which of them this one passes.
+    pub unpassed: bool,
 }
 
-/// A cursor write that is in the database, keeper → relay.
+/// A row to set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// The row.
+    pub seq: Seq,
+    /// Hash of its partition key.
+    pub key: u64,
+    /// As what.
+    pub state: Aside,
+    /// Its routing key, if it was tried.
+    pub routing_key: Option<String>,
+}
+
+/// How a row is set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// Behind others of its key.
+    Queued,
+    /// It is tried again.
+    Waiting(Refusal),
+    /// A person decides.
+    Parked(Refusal),
+}
+
+/// Why a row was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// In one word.
+    pub reason: Reason,
+    /// The broker's answer, or the limit with both numbers.
+    pub detail: String,
+}
+
+/// Why a row was refused, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The broker said no: back-pressure.
+    Nack,
+    /// No queue took it.
+    Unroutable,
+    /// Over a size limit.
+    TooLarge,
+    /// Cannot be encoded.
+    Invalid,
+}
+
+/// What became of a row that was set aside. A row that is final already stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The row.
+    pub seq: Seq,
+    /// What it became.
+    pub to: Became,
+}
+
+/// See [`Change`]. `Retry`, `Discarded` and `Unchanged` answer a request, and clear it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// Published. Final.
+    Confirmed,
+    /// A person gave it up. Final.
+    Discarded,
+    /// A person wants it tried again.
+    Retry,
+    /// Refused once more: counts as an attempt; since when it waits is kept if it was waiting.
+    Waiting(Refusal),
+    /// A person decides.
+    Parked(Refusal),
+    /// The request was refused.
+    Unchanged,
+}
+
+/// Bodies of rows that are set aside, relay → keeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recall {
+    /// Rises by one with each recall of a session.
+    pub id: u64,
+    /// Whose: at most [`RECALL_KEYS_MAX`].
+    pub keys: Vec<u64>,
+    /// Rows over all keys, at most; at least one for each key until `bytes_max` is reached.
+    pub rows_max: usize,
+    /// Bytes over all keys, at most; the first row passes alone.
+    pub bytes_max: usize,
+}
+
+/// Keys of one [`Recall`], at most.
+pub const RECALL_KEYS_MAX: usize = 64;
+
+/// What the keeper says, keeper → relay.
+#[derive(Debug)]
+pub enum FromKeeper {
+    /// A [`Commit`] is in the database.
+    Committed(Committed),
+    /// The answer to a [`Recall`].
+    Recalled(Recalled),
+    /// What people ask for, repeated until a [`Change`] answers it.
+    Asked(Vec<Asked>),
+}
+
+/// A cursor write that is in the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// [`Commit::id`].
     pub id: u64,
     /// Every unsettled row lies above this.
     pub floor_seq: Seq,
+    /// Rows set aside that this write passed.
+    pub passed: Vec<Seq>,
+}
+
+/// The answer to a [`Recall`].
+#[derive(Debug)]
+pub struct Recalled {
+    /// [`Recall::id`].
+    pub id: u64,
+    /// Exactly the keys that were asked for.
+    pub keys: Vec<RecalledKey>,
+}
+
+/// What is set aside of one key.
+#[derive(Debug)]
+pub struct RecalledKey {
+    /// The key.
+    pub key: u64,
+    /// By `seq`, up to (not including) the first parked row. Beyond the limits of the recall: none.
+    pub events: Vec<Event>,
+    /// What follows them.
+    pub then: Then,
+}
+
+/// What follows the events of a [`RecalledKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// More that may be recalled.
+    More,
+    /// Nothing else of the key is set aside.
+    Empty,
+    /// A parked row.
+    Parked,
+}
+
+/// A person asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// For this row.
+    pub seq: Seq,
+    /// Hash of its partition key.
+    pub key: u64,
+    /// What for.
+    pub act: Act,
+}
+
+/// What a person may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Try it again.
+    Retry,
+    /// Give it up.
+    Discard,
+}
+
+/// Keys that may be set aside at a time.
+pub const KEYS_MAX: usize = 100_000;
+
+/// What a leader finds set aside, at a session's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AsideState {
+    /// The first open row of each key: at most [`KEYS_MAX`], and one more so that more can be told.
+    pub heads: Vec<Head>,
+    /// Rows in any state that no cursor write has passed.
+    pub unpassed: Vec<Seq>,
+}
+
+/// The first open row of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Hash of the partition key.
+    pub key: u64,
+    /// The row.
+    pub seq: Seq,
+    /// Its state.
+    pub state: HeadState,
+    /// Why it was refused, if it was.
+    pub reason: Option<Reason>,
+    /// Its routing key, if it was tried.
+    pub routing_key: Option<String>,
+    /// How long it has been in this state.
+    pub waited: Duration,
+}
+
+/// State of an open row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadState {
+    /// Tried again by the relay.
+    Waiting,
+    /// A person decides.
+    Parked,
+    /// Nothing before it is open any more.
+    Queued,
+    /// A person wants it tried again.
+    Retry,
 }

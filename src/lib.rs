@@ -10,14 +10,15 @@
 //! ```
 //!
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
-//! parts, which do not import each other. `snapshot`, `publication`, `health` and `metrics` are leaves that any of them may
-//! use.
+//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `health` and `metrics` are leaves that any of
+//! them may use.
 
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod event;
+pub mod event_row;
 pub mod health;
 pub mod http;
 pub mod logging;

@@ -218,7 +218,7 @@ impl EventsRead {
 
 impl EventsParked {
     fn register(r: &Registry) -> prometheus::Result<Self> {
-        let help = "Events set aside because they cannot be published.";
+        let help = "Events that were parked: they can never be published as they are, or no queue took them for too long.";
         let reasons = ["unroutable", "too_large", "invalid"];
         let [unroutable, too_large, invalid] = counters(r, "events_parked_total", help, "reason", reasons)?;
         Ok(EventsParked { unroutable, too_large, invalid })
@@ -227,7 +227,8 @@ impl EventsParked {
 
 impl KeysPaused {
     fn register(r: &Registry) -> prometheus::Result<Self> {
-        let help = "Entities (nack) and routing keys (returned) that wait before the next try.";
+        let help =
+            "Entities (nack) and routing keys (returned) that wait before the next try, set aside or not.";
         let [nack, returned] = gauges(r, "keys_paused", help, "reason", ["nack", "returned"])?;
         Ok(KeysPaused { nack, returned })
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::postgres::PgError;
-use crate::relay::Unpublishable;
 use crate::sink::SinkError;
 use crate::source::poll::page::PageError;
 use crate::source::wal::SourceError;
@@ -61,9 +60,6 @@ pub enum SessionError {
     /// The broker.
     #[error(transparent)]
     Sink(#[from] SinkError),
-    /// An event that can never go.
-    #[error(transparent)]
-    Unpublishable(Unpublishable),
     /// A part ended without an error of its own.
     #[error("the session's {0} ended")]
     PeerGone(&'static str),
@@ -107,7 +103,6 @@ pub fn classify(error: &SessionError) -> Class {
         SessionError::Wal(_) => Class::Permanent,
         SessionError::Sink(SinkError::Tls(_) | SinkError::Url(_)) => Class::Permanent,
         SessionError::Postgres(error) if error.is_permanent() => Class::Permanent,
-        SessionError::Unpublishable(_) => Class::Permanent,
         _ => Class::Transient,
     }
 }

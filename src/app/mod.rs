@@ -69,7 +69,6 @@ pub async fn run(context: Context, stop: CancellationToken) -> Result<(), Sessio
                 context.metrics.sessions.stopped.inc();
                 return Ok(());
             }
-            Ok(Ended::Unpublishable(unpublishable)) => SessionError::Unpublishable(unpublishable),
             Ok(Ended::PeerGone(peer)) => SessionError::PeerGone(peer),
             Err(error) => error,
         };

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::classify::SessionError;
 use super::{Context, upkeep};
 use crate::config::Mode;
-use crate::contract::{Committed, LaneBatch};
+use crate::contract::{FromKeeper, LaneBatch, ToKeeper};
 use crate::event::assemble::Assembler;
 use crate::health::Role;
 use crate::postgres;
@@ -41,6 +41,10 @@ const LANE_TIMEOUT: Duration = Duration::from_secs(90);
 const INPUT_CAPACITY: usize = 2;
 /// Batches of outcomes between lanes and relay.
 const OUTCOMES_CAPACITY: usize = 64;
+/// Questions to the keeper: a commit and a recall are on their way at most.
+const COMMITS_CAPACITY: usize = 2;
+/// Its answers, and what people ask for.
+const COMMITTED_CAPACITY: usize = 4;
 /// A page is this part of the read-ahead, so that several fit in it.
 const PAGE_SHARE: u64 = 8;
 
@@ -92,7 +96,7 @@ async fn begin(context: &Context, ledger: &mut Ledger) -> Result<(Lead, Opened),
         0 => {}
         left => tracing::warn!(walsenders = left, "a dead relay's replication slot is still there"),
     }
-    ledger.begin(lead.history, &claim.position, claim.confirmed, claim.max_seq);
+    ledger.begin(lead.history, &claim.position, claim.passed, claim.max_seq);
     let lanes = open_lanes(context, claim).await?;
     let count = config.rabbitmq.lanes as i32;
     let noting = cursor::set_lanes(&lead.client, &config.name, claim.epoch, count);
@@ -224,6 +228,8 @@ fn settings(context: &Context, claim: &Claim, careful: bool) -> relay::Settings 
         exchange: rabbitmq.exchange.clone(),
         careful: if careful { rabbitmq.window * rabbitmq.lanes } else { 0 },
         floor_seq: claim.floor_seq,
+        park_after: config.unroutable.park_after,
+        aside: claim.aside.clone(),
     }
 }
 
@@ -249,8 +255,8 @@ async fn start(
         parts.spawn(async move { Ok(lane.run(rx, outcomes).await?) });
     }
 
-    let (commits, commits_rx) = mpsc::channel(1);
-    let (committed_tx, committed) = mpsc::channel::<Committed>(1);
+    let (commits, commits_rx) = mpsc::channel::<ToKeeper>(COMMITS_CAPACITY);
+    let (committed_tx, committed) = mpsc::channel::<FromKeeper>(COMMITTED_CAPACITY);
     parts.spawn(async move {
         let result = keeper.run(commits_rx, committed_tx).await;
         drop(guard);

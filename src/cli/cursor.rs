@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use super::{Context, Usage, connect};
 use crate::config::Config;
 use crate::store::cursor_admin::{self, AdminError, CursorRow};
+use crate::store::schema::require_schema;
 
 /// Commands of `cursor`.
 #[derive(Debug, clap::Subcommand)]
@@ -78,9 +79,10 @@ fn table(cursor: &CursorRow) -> String {
 async fn rebase(config: &Config, confirmed: &Confirmed) -> anyhow::Result<()> {
     ask(
         confirmed,
-        "rebase publishes every event above floor_seq again (with the same ids) and moves the sequence ahead",
+        "rebase publishes every event above floor_seq again (with the same ids, discarded ones too; what is set aside stays so) and moves the sequence ahead",
     )?;
     let (mut client, _guard) = connect(config, "cursor").await?;
+    require_schema(&client).await?;
     let gap = config.source.timeline_gap;
     let done = cursor_admin::rebase(&mut client, &config.name, gap, confirmed.reason.as_deref()).await?;
     let mut out = io::stdout();
@@ -90,6 +92,9 @@ async fn rebase(config: &Config, confirmed: &Confirmed) -> anyhow::Result<()> {
         config.name, done.from_seq, done.pending, done.epoch
     )?;
     writeln!(out, "the sequence stands at {}", done.last_seq)?;
+    if done.set_aside > 0 {
+        writeln!(out, "{} events stay set aside: see `statecast parked list`", done.set_aside)?;
+    }
     if done.moved > 0 {
         writeln!(out, "{} restored rows have a transaction id of this server now", done.moved)?;
     }
@@ -97,10 +102,21 @@ async fn rebase(config: &Config, confirmed: &Confirmed) -> anyhow::Result<()> {
 }
 
 async fn drop(config: &Config, confirmed: &Confirmed) -> anyhow::Result<()> {
-    ask(confirmed, "drop forgets what was published; a later run publishes all that is still there again")?;
+    ask(
+        confirmed,
+        "drop forgets what was published and what is set aside; a later run publishes all that is still in the outbox again",
+    )?;
     let (mut client, _guard) = connect(config, "cursor").await?;
-    cursor_admin::drop(&mut client, &config.name, confirmed.reason.as_deref()).await?;
-    writeln!(io::stdout(), "pipeline {} has no cursor any more", config.name)?;
+    require_schema(&client).await?;
+    let set_aside = cursor_admin::drop(&mut client, &config.name, confirmed.reason.as_deref()).await?;
+    let mut out = io::stdout();
+    writeln!(out, "pipeline {} has no cursor any more", config.name)?;
+    if set_aside > 0 {
+        writeln!(
+            out,
+            "{set_aside} events that were set aside are forgotten; only what is still in the outbox can go again"
+        )?;
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ mod cursor;
 mod demo;
 mod install;
 mod maintain;
+mod parked;
 mod publish;
 mod reading;
 mod run;
@@ -68,6 +69,9 @@ enum Command {
     /// Look at the pipeline's cursor, move it to another server, or drop it
     #[command(subcommand)]
     Cursor(cursor::Command),
+    /// Look at events that the broker refused, try them again, or give them up
+    #[command(subcommand)]
+    Parked(parked::Command),
     /// Do the outbox's upkeep once: chunks, retention, a tail that holds rows
     Maintain,
     /// Show all of it with private servers: writers, relay, consumer, and a summary
@@ -133,6 +137,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Publish(args) => publish::run(&context, *args).await,
         Command::Tail(args) => Box::pin(tail::run(&context, &args)).await,
         Command::Cursor(command) => cursor::run(&context, &command).await,
+        Command::Parked(command) => parked::run(&context, &command).await,
         Command::Maintain => maintain::run(&context).await,
         Command::Demo(args) => Box::pin(demo::run(&context, &args)).await,
     }
@@ -190,6 +195,11 @@ mod tests {
             "cursor show",
             "cursor rebase --yes --reason restored",
             "cursor drop",
+            "parked list --json --limit 5 --key order:4711",
+            "parked show 01890a5d-ac96-774b-bcce-b302099a8057 --payload",
+            "parked retry --id 01890a5d-ac96-774b-bcce-b302099a8057 --id 01890a5d-ac96-774b-bcce-b302099a8058",
+            "parked retry --all --dry-run --why fixed",
+            "parked discard --type order --reason too_large --state parked --older-than 7d --why obsolete",
             "maintain",
             "demo --keep --seconds 5",
         ] {
@@ -209,6 +219,20 @@ mod tests {
         assert_eq!(code(&["publish", "order", "1", "placed"]), is(USAGE), "neither payload nor --delete");
         assert_eq!(code(&["publish", "order", "1", "placed", "{}", "--delete"]), is(USAGE));
         assert_eq!(code(&["run", "--from", "yesterday"]), is(USAGE));
+        for line in [
+            "parked retry",
+            "parked retry --all --reason nack",
+            "parked retry --key order",
+            "parked retry --key order:1 --type order",
+            "parked retry --older-than soon",
+            "parked discard --all",
+            "parked discard --why x",
+            "parked list --limit -1",
+            "parked show 4711",
+        ] {
+            assert_eq!(code(&line.split(' ').collect::<Vec<_>>()), is(USAGE), "{line}");
+        }
+        assert_eq!(code(&["parked", "discard", "--all", "--why", ""]), is(USAGE));
         assert_eq!(code(&["--version"]), is(0));
         assert_eq!(code(&["--config", "/nonexistent/statecast.toml", "status"]), is(CONFIGURATION));
     }

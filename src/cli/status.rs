@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
+use anyhow::bail;
 use serde::Serialize;
 
 use super::reading::{Reading, Wal, reading};
@@ -12,6 +13,7 @@ use crate::config::Config;
 use crate::config::units::show_size;
 use crate::store::chunks::{ChunkState, chunk_state};
 use crate::store::status::{Status, status};
+use crate::store::verify::{Check, Verification};
 
 /// Pending events and a cursor that has not been written for this long: something is stuck.
 const STALLED_MS: i64 = 60_000;
@@ -22,6 +24,9 @@ pub(super) struct Args {
     /// One JSON document instead of a table
     #[arg(long)]
     json: bool,
+    /// Count every row and compare: committed = confirmed + parked + discarded + pending. Exit code 1 if the books are wrong
+    #[arg(long)]
+    verify: bool,
 }
 
 /// `statecast status --json`. Fields are added, never changed, within a `schema`.
@@ -45,6 +50,23 @@ struct Report {
     broker: Broker,
     ready: bool,
     reasons: Vec<String>,
+    /// Only with `--verify`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verify: Option<Verified>,
+}
+
+#[derive(Debug, Serialize)]
+struct Verified {
+    exact: bool,
+    checks: Vec<CheckLine>,
+}
+
+#[derive(Debug, Serialize)]
+struct CheckLine {
+    name: &'static str,
+    left: String,
+    right: String,
+    difference: i64,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,7 +88,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let config = context.load()?;
     let (mut client, _guard) = connect(&config, "status").await?;
     crate::store::schema::require_schema(&client).await?;
-    let found = status(&mut client, &config.name).await?;
+    let found = status(&mut client, &config.name, args.verify).await?;
     let chunks = chunk_state(&client).await?;
     let reading = reading(&client, &config, found.leader.is_some()).await?;
     let report = report(&config, &found, &chunks, reading);
@@ -77,7 +99,43 @@ pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     } else {
         out.write_all(table(&report, &found).as_bytes())?;
     }
-    Ok(())
+    if args.verify { judge(&found) } else { Ok(()) }
+}
+
+/// An error unless the books were verified and are exact.
+fn judge(found: &Status) -> anyhow::Result<()> {
+    let Some(cursor) = &found.cursor else {
+        bail!("there are no books to verify: the pipeline has never run in this database");
+    };
+    match &found.verification {
+        Some(verification) if verification.is_exact() => Ok(()),
+        Some(verification) => {
+            let wrong = verification.checks.iter().filter(|check| check.difference != 0);
+            let wrong: Vec<String> = wrong.map(said).collect();
+            bail!("the books of pipeline {} are wrong: {}", cursor.pipeline, wrong.join("; "))
+        }
+        None => bail!(
+            "the books cannot be verified here: the cursor belongs to another server (`statecast cursor rebase`)"
+        ),
+    }
+}
+
+/// Both sides, and the difference if there is one.
+fn said(check: &Check) -> String {
+    match check.difference {
+        0 => format!("{} = {}", check.left, check.right),
+        difference => format!("{}, but {}: difference {difference}", check.left, check.right),
+    }
+}
+
+fn verified(verification: &Verification) -> Verified {
+    let line = |check: &Check| CheckLine {
+        name: check.name,
+        left: check.left.clone(),
+        right: check.right.clone(),
+        difference: check.difference,
+    };
+    Verified { exact: verification.is_exact(), checks: verification.checks.iter().map(line).collect() }
 }
 
 fn report(config: &Config, found: &Status, chunks: &ChunkState, reading: Reading) -> Report {
@@ -97,9 +155,9 @@ fn report(config: &Config, found: &Status, chunks: &ChunkState, reading: Reading
         mode: reading.mode,
         mode_reason: reading.reason,
         pending: found.pending,
-        parked: cursor.map_or(0, |cursor| cursor.parked),
-        confirmed: cursor.map_or(0, |cursor| cursor.confirmed),
-        discarded: cursor.map_or(0, |cursor| cursor.discarded),
+        parked: found.parked,
+        confirmed: found.confirmed,
+        discarded: found.discarded,
         oldest_pending_ms: found.oldest_pending_ms,
         wal: reading.wal,
         chunks: Chunks {
@@ -113,6 +171,7 @@ fn report(config: &Config, found: &Status, chunks: &ChunkState, reading: Reading
         broker: Broker { exchange: config.rabbitmq.exchange.clone() },
         ready,
         reasons,
+        verify: found.verification.as_ref().map(verified),
     }
 }
 
@@ -158,8 +217,14 @@ fn table(report: &Report, found: &Status) -> String {
         Some(ms) => line("pending", format_args!("{}, the oldest for {}", report.pending, seconds(ms))),
         None => line("pending", format_args!("{}", report.pending)),
     }
+    if found.set_aside > 0 {
+        line("set aside", format_args!("{} of the pending: see `statecast parked list`", found.set_aside));
+    }
     line("confirmed", format_args!("{}", report.confirmed));
-    line("parked", format_args!("{}", report.parked));
+    match report.parked {
+        0 => line("parked", format_args!("0")),
+        n => line("parked", format_args!("{n}, for a person to decide: see `statecast parked list`")),
+    }
     line("discarded", format_args!("{}", report.discarded));
     if let Some(cursor) = &found.cursor {
         let (floor, age) = (cursor.floor_seq, seconds(cursor.age_ms));
@@ -181,6 +246,9 @@ fn table(report: &Report, found: &Status) -> String {
     for reason in &report.reasons {
         line("", format_args!("{reason}"));
     }
+    for check in found.verification.iter().flat_map(|verification| &verification.checks) {
+        line("verify", format_args!("{}", said(check)));
+    }
     text
 }
 
@@ -194,7 +262,18 @@ mod tests {
     }
 
     fn found() -> Status {
-        Status { cursor: None, leader: None, pending: 3, oldest_pending_ms: Some(1234), same_server: true }
+        Status {
+            cursor: None,
+            leader: None,
+            pending: 3,
+            set_aside: 2,
+            oldest_pending_ms: Some(1234),
+            parked: 1,
+            confirmed: 0,
+            discarded: 0,
+            same_server: true,
+            verification: None,
+        }
     }
 
     fn chunks() -> ChunkState {
@@ -261,6 +340,10 @@ mod tests {
         assert!(text.contains("leader     nobody, epoch 0\n"), "{text}");
         assert!(text.contains("pending    3, the oldest for 1.2 s\n"), "{text}");
         assert!(text.contains("ready      no\n") && text.contains("`statecast run`"), "{text}");
+        assert!(
+            text.contains("set aside  2 of the pending") && text.contains("parked     1, for a person"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -253,7 +253,7 @@ pub(super) const KEYS: &[Key] = &[
         "unroutable.park_after",
         "10m",
         Kind::Duration(s(1), s(30 * DAY)),
-        "How long an unroutable event is retried before it is parked. Read and checked; parking comes with a later release.",
+        "How long an unroutable event is retried before it is parked, for a person to decide. Its key's later events wait behind it.",
     ),
     key(
         "retention.keep",

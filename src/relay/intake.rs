@@ -1,13 +1,14 @@
 //! How events and pages come in: by polling, ahead of their page by a stream, or once more because they were let go.
 //!
-//! A row is unknown, held, settled ahead of its page, or settled with it. A polled page comes after its rows, so each of
+//! A row is unknown, held, settled ahead of its page, settled with it, or set aside (by an earlier session, say). A polled page comes after its rows, so each of
 //! them is known by then. A *listed* page names rows that a stream should have brought: an unknown one was missed. Then
 //! nothing of the page is taken, the stream is refused (what it goes on to bring would overtake the missed row), and the
 //! source is told; it reads the rest of that window by polling.
 
 use super::state::State;
 use super::streamed::BatchNumber;
-use crate::contract::{Batch, Input, Missing, Page, Streamed};
+use super::window::Doom;
+use crate::contract::{Batch, Input, Missing, Page, Reason, Refusal, Streamed};
 use crate::event::assemble::key_hash;
 use crate::event::{Event, Seq};
 
@@ -36,8 +37,11 @@ impl State<'_> {
     fn on_rows(&mut self, batch: Batch) {
         self.metrics.events_read.poll.inc_by(batch.events.len() as u64);
         for event in batch.events {
-            // A stream, or an earlier session of this process, may have brought it.
-            if self.held.get(event.seq).is_some() || self.ledger.remembers(event.xid, event.seq) {
+            // A stream, or an earlier session of this process, may have brought it, or it is set aside.
+            if self.held.get(event.seq).is_some()
+                || self.aside.knows(event.seq)
+                || self.ledger.remembers(event.xid, event.seq)
+            {
                 continue;
             }
             if batch.late.is_some_and(|bound| event.seq < bound) {
@@ -51,6 +55,9 @@ impl State<'_> {
     fn on_streamed(&mut self, streamed: Streamed) {
         self.metrics.events_read.wal.inc_by(streamed.events.len() as u64);
         let Some(batch) = self.stream.arrives(streamed.stream) else { return };
+        if self.held.is_crowded() {
+            return self.refuse_stream();
+        }
         for event in streamed.events {
             if !self.on_streamed_event(event, batch) {
                 return self.refuse_stream();
@@ -69,6 +76,10 @@ impl State<'_> {
             }
             return true;
         }
+        // Its page finds it there.
+        if self.aside.knows(event.seq) {
+            return true;
+        }
         if self.ledger.remembers(event.xid, event.seq) {
             return self.ledger.settled_ahead(event.seq);
         }
@@ -79,16 +90,23 @@ impl State<'_> {
 
     /// Takes in an event that is new.
     fn take_in(&mut self, event: Event, batch: Option<BatchNumber>) {
-        let about = (event.seq, event.event_id, event.recorded_at_us);
+        let text = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let row_bytes = text(&event.payload) + text(&event.headers);
+        let about = (event.seq, event.event_id, event.recorded_at_us, row_bytes);
         let key = key_hash(&event.aggregate_type, &event.aggregate_id);
         match self.assembler.assemble(event) {
             Ok(message) => {
                 self.metrics.event_size_bytes.observe(message.body.len() as f64);
-                self.held.insert(message, batch, &mut self.keys);
+                self.held.insert(message, batch, self.aside.contains(key), &mut self.keys);
             }
             Err(invalid) => {
-                self.held.insert_hopeless(about, key, batch, &mut self.keys);
-                self.give_up(about.0, about.1, "invalid", &invalid.to_string(), REMEDY_INVALID);
+                let (seq, id, detail) = (about.0, about.1, invalid.to_string());
+                tracing::error!(
+                    "event {id} (seq {seq}) can never be published as things are: invalid: {detail}; {REMEDY_INVALID}"
+                );
+                let doom = Doom { refusal: Refusal { reason: Reason::Invalid, detail }, routing_key: None };
+                let key = (key, self.aside.contains(key));
+                self.held.insert_hopeless(about, doom, key, batch, &mut self.keys);
             }
         }
     }
@@ -105,13 +123,20 @@ impl State<'_> {
 
     fn on_page(&mut self, page: &Page) {
         let (held, window) = (&mut self.held, page.window.id);
-        self.ledger.page(page, |seq| held.place(seq, window));
-        self.hopeless_listed |= self.hopeless.is_some();
+        let leaving = !self.aside.is_empty() || !self.hopeless.is_empty();
+        let mut keys = Vec::new();
+        self.ledger.page(page, |seq| {
+            let key = held.place(seq, window);
+            keys.extend(key.filter(|_| leaving));
+            key.is_some()
+        });
+        keys.into_iter().for_each(|key| self.follow(key));
     }
 
     /// A page of rows that a stream should have brought.
     fn on_listed(&mut self, page: &Page) -> Result<(), &'static str> {
-        let is_known = |seq: Seq| self.held.get(seq).is_some() || self.ledger.is_ahead(seq);
+        let is_known =
+            |seq: Seq| self.held.get(seq).is_some() || self.ledger.is_ahead(seq) || self.aside.knows(seq);
         let seqs: Vec<Seq> = page.seqs.iter().copied().filter(|seq| !is_known(*seq)).collect();
         if seqs.is_empty() {
             self.on_page(page);

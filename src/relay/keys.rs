@@ -1,11 +1,12 @@
 //! Order within a key, and keys that wait.
 //!
 //! A key is *idle* (nothing queued), *ready* (listed for its lane), *busy* (a message in flight, strict order),
-//! *paused* (its event was refused: it is tried again after a back-off) or *hungry* (the body of its next event was let
-//! go and must be fetched). Keys are 64-bit hashes: a collision only serialises two keys.
+//! *paused* (its event was refused: it is tried again after a back-off, or when its routing key is), *hungry* (the body of
+//! its next event was let go and must be fetched), or *set aside* (its events go to a table: see `aside`). Keys are 64-bit
+//! hashes: a collision only serialises two keys.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,10 +28,32 @@ pub enum PauseReason {
     Returned,
 }
 
+/// Until when a key waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Its own back-off.
+    At(Instant),
+    /// Its routing key is tried, by it or by another.
+    Route,
+}
+
+/// A key whose event was refused, until that event is confirmed.
 #[derive(Debug)]
-struct Pause {
-    until: Instant,
-    reason: PauseReason,
+pub struct Refused {
+    /// The first event that was.
+    pub seq: Seq,
+    /// Since when.
+    pub since: Instant,
+    /// When it was last.
+    pub at: Instant,
+    /// Why.
+    pub reason: PauseReason,
+    /// The event's routing key.
+    pub routing_key: Box<str>,
+    /// In a row.
+    pub refusals: u32,
+    /// None: it is being tried again.
+    pub pause: Option<Until>,
 }
 
 #[derive(Debug, Default)]
@@ -38,11 +61,13 @@ struct Key {
     /// Waiting events in order.
     queue: VecDeque<Seq>,
     in_flight: u32,
-    pause: Option<Pause>,
-    /// Refusals in a row.
-    refusals: u32,
+    refused: Option<Box<Refused>>,
     /// Stands in its lane's ready list.
     listed: bool,
+    /// Is set aside: nothing of it is sent.
+    aside: bool,
+    /// Its next event can never go.
+    barred: bool,
     /// Bytes of the bodies held for this key.
     held_bytes: usize,
 }
@@ -52,6 +77,11 @@ impl Key {
     fn queue_in_order(&mut self, seq: Seq) {
         let place = self.queue.partition_point(|waiting| *waiting < seq);
         self.queue.insert(place, seq);
+        self.barred &= place > 0;
+    }
+
+    fn waits(&self) -> bool {
+        self.aside || self.barred || self.refused.as_ref().is_some_and(|refused| refused.pause.is_some())
     }
 }
 
@@ -63,7 +93,10 @@ pub struct Keys {
     /// Per lane.
     ready: Vec<VecDeque<u64>>,
     wakes: BinaryHeap<Reverse<(Instant, u64)>>,
-    paused: [usize; 2],
+    /// Keys with a refused event.
+    refused: HashSet<u64>,
+    /// Those that wait for their own back-off.
+    backing_off: usize,
 }
 
 impl Keys {
@@ -74,7 +107,8 @@ impl Keys {
             keys: HashMap::new(),
             ready: vec![VecDeque::new(); lanes.max(1)],
             wakes: BinaryHeap::new(),
-            paused: [0; 2],
+            refused: HashSet::new(),
+            backing_off: 0,
         }
     }
 
@@ -83,9 +117,12 @@ impl Keys {
         (key % self.ready.len() as u64) as usize
     }
 
-    /// Queues an event in its key: behind all, unless a stream has left it out and brought later ones.
-    pub fn push(&mut self, key: u64, seq: Seq) {
-        self.keys.entry(key).or_default().queue_in_order(seq);
+    /// Queues an event in its key: behind all, unless a stream has left it out and brought later ones. `aside`: the key is
+    /// set aside.
+    pub fn push(&mut self, key: u64, seq: Seq, aside: bool) {
+        let entry = self.keys.entry(key).or_default();
+        entry.aside = aside;
+        entry.queue_in_order(seq);
         self.list(key);
     }
 
@@ -101,9 +138,9 @@ impl Keys {
         self.keys.get(&key).map_or(0, |k| k.held_bytes)
     }
 
-    /// Is the key waiting after a refusal?
-    pub fn is_paused(&self, key: u64) -> bool {
-        self.keys.get(&key).is_some_and(|k| k.pause.is_some())
+    /// Is the key waiting after a refusal, behind an event that can never go, or set aside?
+    pub fn waits(&self, key: u64) -> bool {
+        self.keys.get(&key).is_some_and(Key::waits)
     }
 
     /// The next event of a key, without taking it.
@@ -116,6 +153,11 @@ impl Keys {
         self.keys.get(&key).into_iter().flat_map(|k| k.queue.iter().copied())
     }
 
+    /// Events of a key in flight.
+    pub fn in_flight(&self, key: u64) -> u32 {
+        self.keys.get(&key).map_or(0, |k| k.in_flight)
+    }
+
     /// Lists a key for its lane if it may send.
     pub fn list(&mut self, key: u64) {
         let lane = self.lane(key);
@@ -123,7 +165,7 @@ impl Keys {
             return;
         };
         let free = self.ordering == Ordering::Pipelined || entry.in_flight == 0;
-        if free && !entry.listed && entry.pause.is_none() && !entry.queue.is_empty() {
+        if free && !entry.listed && !entry.waits() && !entry.queue.is_empty() {
             entry.listed = true;
             self.ready[lane].push_back(key);
         }
@@ -136,7 +178,7 @@ impl Keys {
                 continue;
             };
             entry.listed = false;
-            if entry.pause.is_none() && !entry.queue.is_empty() {
+            if !entry.waits() && !entry.queue.is_empty() {
                 return Some(key);
             }
         }
@@ -152,140 +194,186 @@ impl Keys {
         Some(seq)
     }
 
+    /// Takes the next event of a key that is set aside out of it.
+    pub fn remove_front(&mut self, key: u64) {
+        if let Some(entry) = self.keys.get_mut(&key) {
+            entry.queue.pop_front();
+            self.forget_idle(key);
+        }
+    }
+
     /// An event in flight was confirmed.
-    pub fn confirmed(&mut self, key: u64) {
+    pub fn confirmed(&mut self, key: u64, seq: Seq) {
         let Some(entry) = self.keys.get_mut(&key) else {
             return;
         };
         entry.in_flight = entry.in_flight.saturating_sub(1);
-        entry.refusals = 0;
-        if entry.in_flight == 0 && entry.queue.is_empty() {
-            self.keys.remove(&key);
-        } else {
-            self.list(key);
+        if entry.refused.as_ref().is_some_and(|refused| refused.seq == seq) {
+            self.settle_refusal(key);
         }
+        self.forget_idle(key);
+        self.list(key);
     }
 
-    /// An event in flight was refused: it goes back to its place, and the key waits. Returns how long.
-    pub fn refused(&mut self, key: u64, seq: Seq, reason: PauseReason, now: Instant) -> Duration {
+    /// An event in flight was refused: it goes back to its place, and the key waits. Only the first of several refused
+    /// events decides for how long: false if this is another.
+    pub fn refused(
+        &mut self,
+        key: u64,
+        seq: Seq,
+        reason: PauseReason,
+        routing_key: &str,
+        now: Instant,
+    ) -> bool {
         let Some(entry) = self.keys.get_mut(&key) else {
-            return Duration::ZERO;
+            return false;
         };
         entry.in_flight = entry.in_flight.saturating_sub(1);
         entry.queue_in_order(seq);
-        if let Some(pause) = &entry.pause {
-            return pause.until.saturating_duration_since(now);
+        let before = entry.refused.take();
+        let (since, refusals, pause) =
+            before.as_ref().map_or((now, 0, None), |b| (b.since, b.refusals, b.pause));
+        if before.as_ref().is_some_and(|before| before.seq < seq && pause.is_some()) {
+            entry.refused = before;
+            return false;
         }
-        let wait = back_off(entry.refusals);
-        entry.refusals += 1;
-        entry.pause = Some(Pause { until: now + wait, reason });
-        self.paused[reason as usize] += 1;
-        self.wakes.push(Reverse((now + wait, key)));
-        wait
+        self.backing_off -= usize::from(matches!(pause, Some(Until::At(_))));
+        let until = match (reason, pause) {
+            (PauseReason::Returned, _) => Until::Route,
+            (PauseReason::Nack, Some(Until::At(at))) => Until::At(at),
+            (PauseReason::Nack, _) => Until::At(now + back_off(refusals)),
+        };
+        let refusals = refusals + u32::from(pause.is_none());
+        let (routing_key, pause) = (routing_key.into(), Some(until));
+        let refused = Refused { seq, since, at: now, reason, routing_key, refusals, pause };
+        entry.refused = Some(Box::new(refused));
+        self.refused.insert(key);
+        if let Until::At(at) = until {
+            self.backing_off += 1;
+            self.wakes.push(Reverse((at, key)));
+        }
+        true
     }
 
-    /// When the next paused key is due.
+    /// The next event of a key has a routing key that is paused: it waits, too.
+    pub fn wait_for_route(&mut self, key: u64, seq: Seq, routing_key: &str, now: Instant) {
+        let Some(entry) = self.keys.get_mut(&key) else { return };
+        let (since, refusals) = entry.refused.as_ref().map_or((now, 0), |r| (r.since, r.refusals));
+        let (reason, routing_key) = (PauseReason::Returned, routing_key.into());
+        let refused =
+            Refused { seq, since, at: now, reason, routing_key, refusals, pause: Some(Until::Route) };
+        entry.refused = Some(Box::new(refused));
+        self.refused.insert(key);
+    }
+
+    /// An event in flight can never go: it goes back to its place.
+    pub fn put_back(&mut self, key: u64, seq: Seq) {
+        if let Some(entry) = self.keys.get_mut(&key) {
+            entry.in_flight = entry.in_flight.saturating_sub(1);
+            entry.queue_in_order(seq);
+        }
+        if self.refusal(key).is_some_and(|refused| refused.seq == seq) {
+            self.settle_refusal(key);
+        }
+    }
+
+    /// A key is tried again.
+    pub fn resume(&mut self, key: u64) {
+        let refused = self.keys.get_mut(&key).and_then(|entry| entry.refused.as_mut());
+        if let Some(Until::At(_)) = refused.and_then(|refused| refused.pause.take()) {
+            self.backing_off -= 1;
+        }
+        self.list(key);
+    }
+
+    /// All keys that wait for their own back-off are tried again.
+    pub fn retry(&mut self) {
+        let keys: Vec<u64> = self.refused.iter().copied().collect();
+        for key in keys {
+            let refused = self.refusal(key);
+            if refused.is_some_and(|refused| matches!(refused.pause, Some(Until::At(_)))) {
+                self.resume(key);
+            }
+        }
+    }
+
+    /// Keys with a refused event.
+    pub fn with_refusal(&self) -> impl Iterator<Item = (u64, &Refused)> {
+        self.refused.iter().filter_map(|key| Some((*key, self.refusal(*key)?)))
+    }
+
+    /// What was refused of a key.
+    pub fn refusal(&self, key: u64) -> Option<&Refused> {
+        self.keys.get(&key)?.refused.as_deref()
+    }
+
+    /// The next event of a key can never go: it waits behind it, until that is set aside or another comes before it.
+    pub fn bar(&mut self, key: u64) {
+        if let Some(entry) = self.keys.get_mut(&key) {
+            entry.barred = true;
+        }
+    }
+
+    /// The key is set aside: nothing of it is sent until `live_again`. Returns what was refused.
+    pub fn set_aside(&mut self, key: u64) -> Option<Box<Refused>> {
+        let entry = self.keys.get_mut(&key)?;
+        (entry.aside, entry.barred) = (true, false);
+        self.settle_refusal(key)
+    }
+
+    /// The key is no longer set aside.
+    pub fn live_again(&mut self, key: u64) {
+        if let Some(entry) = self.keys.get_mut(&key) {
+            entry.aside = false;
+        }
+        self.list(key);
+    }
+
+    /// When the next key's back-off is over, about.
     pub fn next_wake(&self) -> Option<Instant> {
         self.wakes.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Lists the keys whose pause is over.
+    /// Lists the keys whose back-off is over.
     pub fn wake(&mut self, now: Instant) {
         while let Some(&Reverse((at, key))) = self.wakes.peek() {
             if at > now {
                 return;
             }
             self.wakes.pop();
-            if let Some(pause) = self.keys.get_mut(&key).and_then(|k| k.pause.take()) {
-                self.paused[pause.reason as usize] -= 1;
+            // It may have been refused again meanwhile, or be set aside.
+            let due = |refused: &Refused| matches!(refused.pause, Some(Until::At(until)) if until <= now);
+            if self.refusal(key).is_some_and(due) {
+                self.resume(key);
             }
-            self.list(key);
         }
     }
 
-    /// How many keys wait for this reason.
-    pub fn paused(&self, reason: PauseReason) -> usize {
-        self.paused[reason as usize]
+    /// How many keys wait for their own back-off.
+    pub fn backing_off(&self) -> usize {
+        self.backing_off
+    }
+
+    fn settle_refusal(&mut self, key: u64) -> Option<Box<Refused>> {
+        let refused = self.keys.get_mut(&key)?.refused.take()?;
+        self.refused.remove(&key);
+        self.backing_off -= usize::from(matches!(refused.pause, Some(Until::At(_))));
+        Some(refused)
+    }
+
+    fn forget_idle(&mut self, key: u64) {
+        if self.keys.get(&key).is_some_and(|entry| entry.in_flight == 0 && entry.queue.is_empty()) {
+            self.settle_refusal(key);
+            self.keys.remove(&key);
+        }
     }
 }
 
 /// 1, 2, 4 … 60 s, with jitter of a quarter downwards so that keys do not return in step.
-fn back_off(refusals: u32) -> Duration {
+pub fn back_off(refusals: u32) -> Duration {
     let full = PAUSE_MIN.saturating_mul(1 << refusals.min(6)).min(PAUSE_MAX);
     if refusals == 0 { full } else { full.mul_f64(0.75 + 0.25 * fastrand::f64()) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn drain(keys: &mut Keys, lane: usize) -> Vec<Seq> {
-        let mut sent = Vec::new();
-        while let Some(key) = keys.next_ready(lane) {
-            sent.extend(keys.take(key));
-        }
-        sent
-    }
-
-    #[test]
-    fn strict_order_sends_one_event_of_a_key() {
-        let mut keys = Keys::new(Ordering::Strict, 1);
-        for (key, seq) in [(1, 10), (1, 11), (2, 12), (1, 13)] {
-            keys.push(key, seq);
-        }
-        assert_eq!(drain(&mut keys, 0), [10, 12]);
-        keys.confirmed(1);
-        assert_eq!(drain(&mut keys, 0), [11]);
-        keys.confirmed(2);
-        keys.confirmed(1);
-        assert_eq!(drain(&mut keys, 0), [13]);
-        keys.confirmed(1);
-        assert!(keys.keys.is_empty());
-    }
-
-    #[test]
-    fn pipelined_sends_all() {
-        let mut keys = Keys::new(Ordering::Pipelined, 1);
-        for seq in 1..=3 {
-            keys.push(7, seq);
-        }
-        assert_eq!(drain(&mut keys, 0), [1, 2, 3]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refused_event_returns_to_its_place_and_its_key_waits() {
-        let mut keys = Keys::new(Ordering::Pipelined, 1);
-        for seq in 1..=4 {
-            keys.push(7, seq);
-        }
-        keys.push(8, 5);
-        assert_eq!(drain(&mut keys, 0).len(), 5);
-        let now = Instant::now();
-        let wait = keys.refused(7, 3, PauseReason::Nack, now);
-        keys.refused(7, 2, PauseReason::Nack, now);
-        assert_eq!(wait, PAUSE_MIN);
-        assert_eq!(keys.paused(PauseReason::Nack), 1);
-        keys.push(7, 6);
-        assert!(drain(&mut keys, 0).is_empty());
-        keys.wake(now + wait);
-        assert_eq!(drain(&mut keys, 0), [2, 3, 6]);
-        assert_eq!(keys.paused(PauseReason::Nack), 0);
-    }
-
-    #[test]
-    fn what_comes_late_goes_to_its_place() {
-        let mut keys = Keys::new(Ordering::Strict, 1);
-        for seq in [3, 6, 9, 5] {
-            keys.push(7, seq);
-        }
-        assert_eq!(keys.waiting(7).collect::<Vec<_>>(), [3, 5, 6, 9]);
-    }
-
-    #[test]
-    fn back_off_is_bounded() {
-        for refusals in 0..100 {
-            let wait = back_off(refusals);
-            assert!(wait >= PAUSE_MIN && wait <= PAUSE_MAX, "{refusals}: {wait:?}");
-        }
-    }
-}
+mod tests;

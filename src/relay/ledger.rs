@@ -1,4 +1,5 @@
-//! What is settled: the cursor's position.
+//! What is settled: the cursor's position. An event is settled when the broker has confirmed it, or when it is in the table
+//! of what is set aside.
 //!
 //! Delivery order is window by window, and by `seq` within a window. The cursor moves over the contiguous settled
 //! prefix of that order only. What is settled *above* the cursor is implied: a row of a window that was read and
@@ -48,8 +49,8 @@ impl Progress {
 pub struct Ledger {
     snapshot: Arc<Snapshot>,
     prune_seq: Seq,
-    /// Confirmed events before `snapshot`, and before the window that was taken up from the cursor row.
-    confirmed: i64,
+    /// Events before `snapshot`, and before the window that was taken up from the cursor row.
+    passed: i64,
     windows: BTreeMap<u64, Progress>,
     /// The window of the cursor row, until its first page arrives.
     stored: Option<WindowPosition>,
@@ -65,7 +66,7 @@ impl Default for Ledger {
         Ledger {
             snapshot: Arc::new(Snapshot::NOTHING),
             prune_seq: 0,
-            confirmed: 0,
+            passed: 0,
             windows: BTreeMap::new(),
             stored: None,
             memory: Memory::default(),
@@ -78,7 +79,7 @@ impl Default for Ledger {
 
 impl Ledger {
     /// Starts a session at the position that the cursor row holds; `history` is that of the server.
-    pub fn begin(&mut self, history: History, position: &Position, confirmed: i64, max_seq: Seq) {
+    pub fn begin(&mut self, history: History, position: &Position, passed: i64, max_seq: Seq) {
         let windows = std::mem::take(&mut self.windows);
         let durable = self.durable.take();
         if self.memory.holds_on(history, position) {
@@ -100,7 +101,7 @@ impl Ledger {
         self.snapshot = position.snapshot.clone();
         self.prune_seq = position.prune_seq;
         self.stored = position.window.clone();
-        self.confirmed = confirmed;
+        self.passed = passed;
         self.max_seq = max_seq;
     }
 
@@ -165,7 +166,7 @@ impl Ledger {
         }
     }
 
-    /// A row was confirmed. `window` is the one whose page listed it, if one did. False if none did, and there is no room
+    /// A row was confirmed, or is set aside. `window` is the one whose page listed it, if one did. False if none did, and there is no room
     /// to remember the row until one does.
     pub fn settle(&mut self, window: Option<u64>, seq: Seq) -> bool {
         let Some(id) = window else {
@@ -190,7 +191,7 @@ impl Ledger {
             let progress = entry.remove();
             self.snapshot = progress.window.upper.clone();
             self.prune_seq = progress.window.prune_seq;
-            self.confirmed += progress.delivered;
+            self.passed += progress.delivered;
             self.fresh_passed |= progress.window.fresh;
             self.durable = progress.durable.or(self.durable.take());
             self.memory.forget_below(&self.snapshot);
@@ -229,14 +230,14 @@ impl Ledger {
         });
     }
 
-    /// The settled prefix, and how many events were confirmed before it since the pipeline began.
+    /// The settled prefix, and how many events lie before it since the pipeline began.
     pub fn position(&self) -> (Position, i64) {
         let mut position = Position {
             snapshot: self.snapshot.clone(),
             prune_seq: self.prune_seq,
             window: self.stored.clone(),
         };
-        let mut confirmed = self.confirmed;
+        let mut passed = self.passed;
         if let Some(progress) = self.windows.values().next() {
             let (seq, settled) = progress.prefix();
             // A fresh window without progress need not be stored: it is opened again, larger.
@@ -247,10 +248,10 @@ impl Ledger {
                     ceil: progress.window.ceil,
                     seq: seq.max(progress.window.after_seq),
                 });
-                confirmed += settled;
+                passed += settled;
             }
         }
-        (position, confirmed)
+        (position, passed)
     }
 
     /// Highest sequence value that the source has seen.

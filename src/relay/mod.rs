@@ -1,16 +1,38 @@
 //! The relay: one loop that owns what is read, in flight and settled.
 //!
 //! It sees neither SQL nor AMQP, only the messages of [`crate::contract`]. It ends when it is stopped, when `until_idle` is
-//! reached, when an event can never be published, or when one of its peers is gone (their own task knows why). Whatever
-//! the end, the [`Ledger`] stays right: it only ever learns of confirmed events.
+//! reached, or when one of its peers is gone (their own task knows why). Whatever the end, the [`Ledger`] stays right: it
+//! only ever learns of events that are confirmed, or in the table of what is set aside.
 //!
-//! Bounds: bodies by `read_ahead`, events by [`window::SLOTS_MAX`], rows settled before their page by the size of a bitmap
-//! (`seqs`), messages in flight by `window` per lane, one cursor write on its way, a stop by `grace`.
+//! ```text
+//! state      what the loop owns, and what goes to the lanes     aside    keys that are set aside
+//! intake     what comes from the source                         routes   routing keys that are paused
+//! outcomes   what comes from the lanes                          outage   one event, or the broker?
+//! commits    what goes to the keeper, and its answers           keys     order within a key
+//! leaving    how keys are set aside                             window   bodies
+//! draining   how they come back                                 ledger   the cursor's position
+//! requests   what people ask for                                reports  what they are told
+//! ```
+//!
+//! Bounds: bodies by `read_ahead`, events by [`window::SLOTS_MAX`] (in an outage by [`window::OUTAGE_SLOTS_MAX`]), rows settled
+//! before their page and rows set aside before the cursor by the size of a bitmap (`seqs`), keys set aside by
+//! [`KEYS_MAX`](crate::contract::KEYS_MAX), messages in flight by `window` per lane, one cursor write and one recall on their
+//! way, a stop by `grace`.
 
+pub mod aside;
+mod commits;
+mod draining;
 mod intake;
 pub mod keys;
+mod leaving;
 pub mod ledger;
 pub mod memory;
+pub mod outage;
+mod outcomes;
+pub mod outgoing;
+mod reports;
+mod requests;
+pub mod routes;
 mod seqs;
 mod state;
 pub mod streamed;
@@ -26,10 +48,11 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::config::Ordering;
-use crate::contract::{Batch, Commit, Committed, Fetch, Input, LaneBatch, Lsn, Missing, Outcome};
+use crate::contract::{
+    AsideState, Batch, Fetch, FromKeeper, Input, LaneBatch, Lsn, Missing, Outcome, ToKeeper,
+};
 use crate::event::assemble::Assembler;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -64,10 +87,10 @@ pub struct Peers {
     pub lanes: Vec<Sender<LaneBatch>>,
     /// From all lanes.
     pub outcomes: Receiver<Vec<Outcome>>,
-    /// To the keeper.
-    pub commits: Sender<Commit>,
+    /// To the keeper; must hold a commit and a recall.
+    pub commits: Sender<ToKeeper>,
     /// From the keeper.
-    pub committed: Receiver<Committed>,
+    pub committed: Receiver<FromKeeper>,
 }
 
 /// What the relay is told.
@@ -92,6 +115,10 @@ pub struct Settings {
     pub careful: usize,
     /// `floor_seq` of the cursor row.
     pub floor_seq: i64,
+    /// An event that no queue takes is parked after this.
+    pub park_after: Duration,
+    /// What is set aside at the start.
+    pub aside: AsideState,
 }
 
 /// What ends a relay from outside.
@@ -110,26 +137,8 @@ pub enum Ended {
     Stopped,
     /// `until_idle` was reached.
     Idle,
-    /// An event can never be published.
-    Unpublishable(Unpublishable),
     /// A peer is gone; its own task says why.
     PeerGone(&'static str),
-}
-
-/// An event that can never be published as things are.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "event {event_id} (seq {seq}) can never be published: {reason}; {remedy}, or the cursor stays before this event"
-)]
-pub struct Unpublishable {
-    /// Which event.
-    pub event_id: Uuid,
-    /// Which event.
-    pub seq: i64,
-    /// `too_large` or `invalid`, with the numbers.
-    pub reason: String,
-    /// What to do.
-    pub remedy: &'static str,
 }
 
 /// Runs a session's relay. Not cancel-safe: `tokens` end it.
@@ -156,20 +165,21 @@ pub async fn run(
                 Some(outcomes) => state.on_outcomes(outcomes),
                 None => break Ended::PeerGone("sink"),
             },
-            // 2. A cursor write is in the database: the next may go.
-            committed = state.peers.committed.recv() => match committed {
-                Some(committed) => state.on_committed(committed),
+            // 2. A cursor write is in the database: the next may go. What was recalled waits for nothing else.
+            answer = state.peers.committed.recv() => match answer {
+                Some(answer) => state.on_keeper(answer),
                 None => break Ended::PeerGone("keeper"),
             },
             // 3. A stop comes before new work.
             () = tokens.stop.cancelled() => break Ended::Stopped,
             () = tokens.abort.cancelled() => break Ended::PeerGone("part"),
-            // 4. Keys whose pause is over.
+            // 4. Keys and routing keys whose pause is over.
             () = sleep_until(wake.unwrap_or(report_at)), if wake.is_some() => state.on_wake(),
             // 5. A cursor write is due.
             () = sleep_until(commit_at.unwrap_or(report_at)), if commit_at.is_some() => state.commit(),
-            // 6. Gauges and reasons.
+            // 6. What has waited for long; gauges and reasons.
             () = sleep_until(report_at) => {
+                state.sweep();
                 state.report();
                 report_at = Instant::now() + REPORT_INTERVAL;
             }
@@ -189,14 +199,9 @@ pub async fn run(
         if let Err(gone) = state.dispatch() {
             break Ended::PeerGone(gone);
         }
-        if state.is_hopeless() {
-            break Ended::PeerGone("event");
+        if state.is_relieved() {
+            break Ended::PeerGone("list of keys that are set aside");
         }
-    };
-    // A lane may have died of the very event that it names: that is the reason to give.
-    let ended = match (ended, state.hopeless()) {
-        (Ended::PeerGone(_), Some(unpublishable)) => Ended::Unpublishable(unpublishable),
-        (ended, _) => ended,
     };
     let grace =
         if matches!(ended, Ended::PeerGone(_)) { settings_grace.min(SALVAGE) } else { settings_grace };

@@ -64,6 +64,11 @@ impl Seqs {
         true
     }
 
+    /// Is no row in?
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// How many rows are in.
     pub(super) fn len(&self) -> usize {
         self.len

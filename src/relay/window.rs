@@ -2,7 +2,7 @@
 //!
 //! Bodies are what costs memory, so they are what is bounded: by `read_ahead` in all, by a quarter of it for one key,
 //! and by nothing at all for a key that waits after a refusal. Where a body is let go the event keeps its place, and the
-//! body is fetched again by `seq` when its turn comes.
+//! body is fetched again by `seq` when its turn comes. Of a key that is set aside no body is held.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,10 +11,13 @@ use uuid::Uuid;
 
 use super::keys::Keys;
 use super::streamed::BatchNumber;
+use crate::contract::Refusal;
 use crate::event::{Message, Seq};
 
 /// Events whose place is kept, at most: what bounds memory while keys wait.
 pub const SLOTS_MAX: usize = 100_000;
+/// The same in an outage.
+pub const OUTAGE_SLOTS_MAX: usize = 10_000;
 /// Rows of one fetch, at most.
 const FETCH_ROWS: usize = 256;
 
@@ -27,8 +30,19 @@ enum Body {
     Dropped,
     /// Let go and asked for.
     Requested,
-    /// It has none that could be sent: its key waits behind it for ever.
-    Hopeless,
+    /// It can never go: its key waits behind it until it is set aside.
+    Hopeless(Box<Doom>),
+    /// On its way to the table of what is set aside.
+    Leaving,
+}
+
+/// Why an event can never go.
+#[derive(Debug)]
+pub struct Doom {
+    /// The reason.
+    pub refusal: Refusal,
+    /// Its routing key, if it could be assembled.
+    pub routing_key: Option<String>,
 }
 
 /// An event that is read and not settled.
@@ -44,6 +58,9 @@ pub struct Slot {
     pub batch: Option<BatchNumber>,
     /// When it was written, microseconds since the epoch.
     pub recorded_at_us: i64,
+    /// Bytes of its row, about.
+    pub row_bytes: usize,
+    /// Bytes of its body, held or let go.
     bytes: usize,
     body: Body,
 }
@@ -55,6 +72,10 @@ pub struct Held {
     read_ahead: usize,
     bytes: usize,
     requested_bytes: usize,
+    /// Of all events, bodies that were let go included.
+    full_bytes: usize,
+    /// Slots and `full_bytes` when the outage began.
+    at_outage: Option<(usize, usize)>,
     /// Keys whose next event must be fetched.
     hungry: VecDeque<u64>,
 }
@@ -62,12 +83,34 @@ pub struct Held {
 impl Held {
     /// `read_ahead` in bytes.
     pub fn new(read_ahead: usize) -> Self {
-        Held { slots: HashMap::new(), read_ahead, bytes: 0, requested_bytes: 0, hungry: VecDeque::new() }
+        let slots = HashMap::new();
+        let hungry = VecDeque::new();
+        Held { slots, read_ahead, bytes: 0, requested_bytes: 0, full_bytes: 0, at_outage: None, hungry }
     }
 
-    /// May the relay take more from the source?
-    pub fn has_room(&self) -> bool {
-        self.bytes < self.read_ahead && self.slots.len() < SLOTS_MAX
+    /// May the relay take more from the source, while so many bytes are held besides?
+    ///
+    /// In an outage nothing may be set aside, and what waits must not grow with what is written. But however much waits
+    /// when it begins, some more is read: only another routing key can prove that the broker is well.
+    pub fn has_room(&self, besides: usize) -> bool {
+        let fits = match self.at_outage {
+            None => self.slots.len() < SLOTS_MAX,
+            Some((slots, bytes)) => {
+                self.full_bytes < bytes + self.read_ahead && self.slots.len() < slots + OUTAGE_SLOTS_MAX
+            }
+        };
+        fits && self.bytes + besides < self.read_ahead
+    }
+
+    /// An outage begins, or is over.
+    pub fn outage(&mut self, begins: bool) {
+        self.at_outage = begins.then_some((self.slots.len(), self.full_bytes));
+    }
+
+    /// Are there so many events that a stream must give way to polling? A stream's events cannot be set aside before a page
+    /// lists them, and that page comes behind the whole transaction.
+    pub fn is_crowded(&self) -> bool {
+        self.slots.len() >= SLOTS_MAX / 2
     }
 
     /// Is nothing unsettled?
@@ -80,9 +123,11 @@ impl Held {
         self.slots.get(&seq)
     }
 
-    /// Notes which window a row belongs to; false if the row is not held.
-    pub fn place(&mut self, seq: Seq, window: u64) -> bool {
-        self.slots.get_mut(&seq).map(|slot| slot.window = Some(window)).is_some()
+    /// Notes which window a row belongs to; its key, if it is held.
+    pub fn place(&mut self, seq: Seq, window: u64) -> Option<u64> {
+        let slot = self.slots.get_mut(&seq)?;
+        slot.window = Some(window);
+        Some(slot.key)
     }
 
     /// A stream brings an event that is held: notes the batch that waits for it.
@@ -92,20 +137,23 @@ impl Held {
         }
     }
 
-    /// Takes in an event that is not held. It goes to its place in its key.
-    pub fn insert(&mut self, message: Message, batch: Option<BatchNumber>, keys: &mut Keys) {
+    /// Takes in an event that is not held. It goes to its place in its key, which may be set aside.
+    pub fn insert(&mut self, message: Message, batch: Option<BatchNumber>, aside: bool, keys: &mut Keys) {
         let (seq, key, bytes) = (message.seq, message.key_hash, message.bytes());
         let greedy = keys.held_bytes(key) > 0 && keys.held_bytes(key) + bytes > self.read_ahead / 4;
         let (event_id, recorded_at_us) = (message.event_id, message.recorded_at_us);
-        keys.push(key, seq);
-        let body = if greedy || keys.is_paused(key) {
+        keys.push(key, seq, aside);
+        self.full_bytes += bytes;
+        let body = if greedy || keys.waits(key) {
             Body::Dropped
         } else {
             self.bytes += bytes;
             keys.hold(key, bytes as isize);
             Body::Held(Arc::new(message))
         };
-        self.slots.insert(seq, Slot { key, event_id, window: None, batch, recorded_at_us, bytes, body });
+        let row_bytes = bytes;
+        let slot = Slot { key, event_id, window: None, batch, recorded_at_us, row_bytes, bytes, body };
+        self.slots.insert(seq, slot);
     }
 
     /// A body that was asked for comes back. Any other is not wanted: its event may have been sent and settled since.
@@ -116,7 +164,7 @@ impl Held {
             return;
         }
         self.requested_bytes -= bytes.min(self.requested_bytes);
-        if keys.is_paused(key) {
+        if keys.waits(key) {
             // An earlier event of the key was refused meanwhile.
             slot.body = Body::Dropped;
             return;
@@ -127,17 +175,60 @@ impl Held {
         keys.list(key);
     }
 
-    /// Takes in an event that cannot be sent. It is never settled, so neither its key nor the cursor passes it.
+    /// Takes in an event that cannot be encoded.
     pub fn insert_hopeless(
         &mut self,
-        (seq, event_id, recorded_at_us): (Seq, Uuid, i64),
-        key: u64,
+        (seq, event_id, recorded_at_us, row_bytes): (Seq, Uuid, i64, usize),
+        doom: Doom,
+        (key, aside): (u64, bool),
         batch: Option<BatchNumber>,
         keys: &mut Keys,
     ) {
-        keys.push(key, seq);
-        let body = Body::Hopeless;
-        self.slots.insert(seq, Slot { key, event_id, window: None, batch, recorded_at_us, bytes: 0, body });
+        keys.push(key, seq, aside);
+        let body = Body::Hopeless(Box::new(doom));
+        let slot = Slot { key, event_id, window: None, batch, recorded_at_us, row_bytes, bytes: 0, body };
+        self.slots.insert(seq, slot);
+    }
+
+    /// An event in flight can never go, as its lane says. It goes back to its place.
+    pub fn doom(&mut self, seq: Seq, doom: Doom, keys: &mut Keys) {
+        let Some(slot) = self.slots.get_mut(&seq) else { return };
+        let key = slot.key;
+        if matches!(std::mem::replace(&mut slot.body, Body::Hopeless(Box::new(doom))), Body::Held(_)) {
+            self.bytes -= slot.bytes.min(self.bytes);
+            keys.hold(key, -(slot.bytes as isize));
+        }
+        // It may be larger than all that may wait in an outage, and its body is of no use.
+        self.full_bytes -= std::mem::take(&mut slot.bytes).min(self.full_bytes);
+        keys.put_back(key, seq);
+    }
+
+    /// Why the event can never go, if it cannot.
+    pub fn hopeless(&self, seq: Seq) -> Option<&Doom> {
+        match &self.slots.get(&seq)?.body {
+            Body::Hopeless(doom) => Some(doom),
+            _ => None,
+        }
+    }
+
+    /// An event whose key is set aside goes to the table: it keeps its place until it is there.
+    pub fn leave(&mut self, seq: Seq, keys: &mut Keys) {
+        let Some(slot) = self.slots.get_mut(&seq) else { return };
+        match std::mem::replace(&mut slot.body, Body::Leaving) {
+            Body::Held(_) => {
+                self.bytes -= slot.bytes.min(self.bytes);
+                keys.hold(slot.key, -(slot.bytes as isize));
+            }
+            Body::Requested => self.requested_bytes -= slot.bytes.min(self.requested_bytes),
+            Body::Dropped | Body::Hopeless(_) | Body::Leaving => {}
+        }
+    }
+
+    /// The event is in the table: frees it.
+    pub fn left(&mut self, seq: Seq) -> Option<Slot> {
+        let slot = self.slots.remove(&seq)?;
+        self.full_bytes -= slot.bytes.min(self.full_bytes);
+        Some(slot)
     }
 
     /// Rows that no page has listed yet.
@@ -148,6 +239,14 @@ impl Held {
     /// When the oldest of all events was written.
     pub fn oldest_us(&self) -> Option<i64> {
         self.slots.values().map(|slot| slot.recorded_at_us).min()
+    }
+
+    /// The next message of a key, if its body is here.
+    pub fn front(&self, key: u64, keys: &Keys) -> Option<&Arc<Message>> {
+        match &self.slots.get(&keys.front(key)?)?.body {
+            Body::Held(message) => Some(message),
+            _ => None,
+        }
     }
 
     /// The next message of a ready key; a key whose body was let go is fed first.
@@ -163,7 +262,7 @@ impl Held {
                 self.hungry.push_back(key);
                 None
             }
-            Body::Requested | Body::Hopeless => None,
+            Body::Requested | Body::Hopeless(_) | Body::Leaving => None,
         }
     }
 
@@ -174,7 +273,8 @@ impl Held {
             self.bytes -= slot.bytes.min(self.bytes);
             keys.hold(slot.key, -(slot.bytes as isize));
         }
-        keys.confirmed(slot.key);
+        self.full_bytes -= slot.bytes.min(self.full_bytes);
+        keys.confirmed(slot.key, seq);
         Some(slot)
     }
 
@@ -206,6 +306,10 @@ impl Held {
         };
         while may_fetch(self, &seqs) {
             let Some(key) = self.hungry.pop_front() else { break };
+            // When it may send again it is listed, and found hungry.
+            if keys.waits(key) {
+                continue;
+            }
             let mut budget = self.read_ahead / 8;
             for seq in keys.waiting(key) {
                 let Some(slot) = self.slots.get_mut(&seq) else {
@@ -228,6 +332,10 @@ impl Held {
 mod tests {
     use super::*;
     use crate::config::Ordering;
+    use crate::relay::keys::PauseReason;
+
+    /// A first back-off.
+    const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
     fn message(seq: Seq, key: u64, len: usize) -> Message {
         Message {
@@ -250,11 +358,11 @@ mod tests {
         let mut keys = Keys::new(Ordering::Strict, 1);
         let mut held = Held::new(40_000);
         for seq in 0..100 {
-            held.insert(message(seq, 1, 744), None, &mut keys);
+            held.insert(message(seq, 1, 744), None, false, &mut keys);
         }
         assert_eq!(keys.held_bytes(1), 10_000);
-        held.insert(message(100, 2, 744), None, &mut keys);
-        assert!(held.has_room(), "the hot key leaves room for others");
+        held.insert(message(100, 2, 744), None, false, &mut keys);
+        assert!(held.has_room(0), "the hot key leaves room for others");
         let mut sent = Vec::new();
         for _ in 0..1000 {
             while let Some(key) = keys.next_ready(0) {
@@ -279,9 +387,9 @@ mod tests {
         // 200 keys whose event was refused; their pauses are over and the broker has gone silent.
         let now = tokio::time::Instant::now();
         for key in 0..200 {
-            held.insert(message(key as Seq, key, 744), None, &mut keys);
+            held.insert(message(key as Seq, key, 744), None, false, &mut keys);
             keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).unwrap();
-            keys.refused(key, key as Seq, super::super::keys::PauseReason::Nack, now);
+            keys.refused(key, key as Seq, PauseReason::Nack, "", now);
             held.let_go(key, &mut keys);
         }
         keys.wake(now + std::time::Duration::from_secs(60));
@@ -318,12 +426,12 @@ mod tests {
         let mut held = Held::new(1000);
         let now = tokio::time::Instant::now();
         let refuse = |keys: &mut Keys, held: &mut Held, seq: Seq| {
-            let wait = keys.refused(5, seq, super::super::keys::PauseReason::Nack, now);
+            keys.refused(5, seq, PauseReason::Nack, "", now);
             held.let_go(5, keys);
-            keys.wake(now + wait);
+            keys.wake(now + PAUSE);
         };
-        held.insert(message(1, 5, 100), None, &mut keys);
-        held.insert(message(2, 5, 5000), None, &mut keys);
+        held.insert(message(1, 5, 100), None, false, &mut keys);
+        held.insert(message(2, 5, 5000), None, false, &mut keys);
         let key = keys.next_ready(0).unwrap();
         assert_eq!(held.take(key, &mut keys).unwrap().seq, 1);
         refuse(&mut keys, &mut held, 1);
@@ -334,11 +442,11 @@ mod tests {
         assert_eq!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).unwrap().seq, 1);
         assert!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).is_none());
         assert_eq!(held.wanted(&keys, true), [2]);
-        keys.refused(5, 1, super::super::keys::PauseReason::Nack, now);
+        keys.refused(5, 1, PauseReason::Nack, "", now);
         held.let_go(5, &mut keys);
         held.restore(message(2, 5, 5000), &mut keys);
         assert_eq!((held.bytes, held.requested_bytes, keys.held_bytes(5)), (0, 0, 0));
-        assert!(held.has_room(), "other keys flow");
+        assert!(held.has_room(0), "other keys flow");
         keys.wake(now + std::time::Duration::from_secs(100));
         assert!(keys.next_ready(0).and_then(|key| held.take(key, &mut keys)).is_none());
         assert_eq!(held.wanted(&keys, true)[0], 1);
@@ -349,16 +457,16 @@ mod tests {
         let mut keys = Keys::new(Ordering::Strict, 1);
         let mut held = Held::new(1_000_000);
         for seq in 1..=3 {
-            held.insert(message(seq, 5, 100), None, &mut keys);
+            held.insert(message(seq, 5, 100), None, false, &mut keys);
         }
         let key = keys.next_ready(0).unwrap();
         assert_eq!(held.take(key, &mut keys).unwrap().seq, 1);
         let now = tokio::time::Instant::now();
-        let wait = keys.refused(5, 1, super::super::keys::PauseReason::Nack, now);
+        keys.refused(5, 1, PauseReason::Nack, "", now);
         held.let_go(5, &mut keys);
-        held.insert(message(4, 5, 100), None, &mut keys);
+        held.insert(message(4, 5, 100), None, false, &mut keys);
         assert_eq!((held.bytes, keys.held_bytes(5)), (0, 0));
-        keys.wake(now + wait);
+        keys.wake(now + PAUSE);
         let key = keys.next_ready(0).unwrap();
         assert!(held.take(key, &mut keys).is_none());
         assert_eq!(held.wanted(&keys, true), [1, 2, 3, 4]);

@@ -6,10 +6,12 @@
 
 use std::sync::Arc;
 
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, GenericClient, Row, Statement};
 
+use super::parked::start::aside_state;
+use super::parked::write::Deltas;
 use super::preflight::{LastCursor, ServerFacts};
-use crate::contract::{Commit, Position, WindowPosition};
+use crate::contract::{AsideState, Commit, Position, WindowPosition};
 use crate::event::Seq;
 use crate::snapshot::{BadSnapshot, Snapshot};
 
@@ -37,8 +39,10 @@ pub struct Claim {
     pub floor_seq: Seq,
     /// Highest sequence value of any cursor write.
     pub max_seq: Seq,
-    /// Confirmed events since the pipeline began.
-    pub confirmed: i64,
+    /// Events before `position` since the pipeline began: confirmed, set aside or discarded.
+    pub passed: i64,
+    /// What is set aside, read after the claim: nobody else writes it any more.
+    pub aside: AsideState,
     /// Lanes of the predecessor, whose fences must be taken too.
     pub lanes: i32,
     /// The server's timeline is another than the row's: a standby was promoted.
@@ -130,14 +134,15 @@ pub async fn claim(
                 SET epoch = epoch + 1, holder = $2, pids = ARRAY[pg_backend_pid()], timeline = $3,
                     updated_at = clock_timestamp()
               WHERE pipeline = $1
-          RETURNING epoch, snapshot::text, prune_seq, floor_seq, max_seq, confirmed, lanes,
+          RETURNING epoch, snapshot::text, prune_seq, floor_seq, max_seq, confirmed + parked + discarded, lanes,
                     window_snapshot::text, window_prune_seq, window_ceil, window_seq",
             &[&pipeline, &holder, &server.timeline],
         )
         .await
         .map_err(sql(pipeline))?;
     transaction.commit().await.map_err(sql(pipeline))?;
-    Ok(Claim { new_timeline, ..decode(&row, pipeline)? })
+    let aside = aside_state(client, pipeline).await.map_err(sql(pipeline))?;
+    Ok(Claim { new_timeline, aside, ..decode(&row, pipeline)? })
 }
 
 /// Makes the row of a new pipeline; one that has had a leader stays as it is.
@@ -206,6 +211,8 @@ pub async fn set_lanes(client: &Client, pipeline: &str, epoch: i64, lanes: i32) 
 /// The floor's candidate is a write: `cand_xid` its transaction, `cand_seq` its `max_seq`. Once every transaction that P does
 /// not see is younger than the candidate, no unsettled row can lie at or below `cand_seq`; the newest write, this one,
 /// becomes the next candidate.
+///
+/// `confirmed` is what is left of the rows before the position: neither set aside and open, nor discarded.
 const ADVANCE: &str = "
 UPDATE statecast.cursor
    SET snapshot = $3::text::pg_snapshot,
@@ -221,7 +228,9 @@ UPDATE statecast.cursor
        window_prune_seq = $8,
        window_ceil = $9,
        window_seq = $10,
-       confirmed = $11,
+       confirmed = $11 - (parked + $12) - (discarded + $13),
+       parked = parked + $12,
+       discarded = discarded + $13,
        updated_at = clock_timestamp()
  WHERE pipeline = $1 AND epoch = $2
 RETURNING floor_seq";
@@ -234,16 +243,17 @@ pub async fn prepare_advance(client: &Client, pipeline: &str) -> Result<Statemen
     client.prepare(ADVANCE).await.map_err(sql(pipeline))
 }
 
-/// Writes a [`Commit`]. Returns the new `floor_seq`.
+/// Writes a [`Commit`], but for the rows that are set aside, of which `deltas` tell. Returns the new `floor_seq`.
 ///
 /// # Errors
-/// SQL, or another relay has taken over.
+/// SQL, or another relay has taken over: roll back.
 pub async fn advance(
-    client: &Client,
+    client: &impl GenericClient,
     statement: &Statement,
     pipeline: &str,
     epoch: i64,
     commit: &Commit,
+    deltas: &Deltas,
 ) -> Result<Seq, CursorError> {
     let position = &commit.position;
     let window = position.window.as_ref();
@@ -261,7 +271,9 @@ pub async fn advance(
                 &window.map(|w| w.prune_seq),
                 &window.map(|w| w.ceil),
                 &window.map(|w| w.seq),
-                &commit.confirmed,
+                &commit.passed,
+                &deltas.parked,
+                &deltas.discarded,
             ],
         )
         .await
@@ -290,7 +302,8 @@ fn decode(row: &Row, pipeline: &str) -> Result<Claim, CursorError> {
         position,
         floor_seq: get(3)?,
         max_seq: get(4)?,
-        confirmed: get(5)?,
+        passed: get(5)?,
+        aside: AsideState::default(),
         lanes: row.try_get(6).map_err(sql(pipeline))?,
         new_timeline: false,
     })

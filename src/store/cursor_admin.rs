@@ -68,8 +68,10 @@ impl std::fmt::Display for Leader {
 pub struct Rebased {
     /// Everything above this is published again.
     pub from_seq: i64,
-    /// How many events that are, as far as they have committed.
+    /// How many events that are, as far as they have committed. Those that are set aside stay so, and are among them.
     pub pending: i64,
+    /// Events that are set aside, above and below.
+    pub set_aside: i64,
     /// Rows whose transaction id lay in this server's future, and which got a present one.
     pub moved: u64,
     /// Where the sequence stands now.
@@ -187,6 +189,9 @@ pub async fn leader(client: &impl GenericClient, pipeline: &str) -> Result<Optio
 /// After a restore from a dump, rows carry the transaction ids of the server they came from; those at or above this
 /// server's next id would count as not yet committed, so they get the id of this transaction.
 ///
+/// What is set aside stays so, but what lies above `floor_seq` counts as not passed again: a page will list it once more. Final
+/// rows there are forgotten like everything else that was settled above it.
+///
 /// # Errors
 /// A relay leads, there is no row, or SQL.
 pub async fn rebase(
@@ -208,6 +213,7 @@ pub async fn rebase(
         .and_then(|row| row.try_get(0))
         .map_err(during("move the sequence ahead"))?;
     let moved = adopt(&transaction, from_seq).await?;
+    let (set_aside, passed) = set_back(&transaction, pipeline, from_seq).await?;
     // max_seq was read before this transaction had an id, as the pairing with P demands: the floor is always safe.
     // base keeps the books: what is not pending from now on, and not counted already, was settled elsewhere.
     let row = transaction
@@ -221,12 +227,13 @@ pub async fn rebase(
                     epoch = epoch + 1, holder = NULL, pids = '{}', lease_until = NULL,
                     snapshot = '1:1:', prune_seq = $2, floor_seq = $2, cand_xid = NULL, cand_seq = NULL, max_seq = $2,
                     window_snapshot = NULL, window_prune_seq = NULL, window_ceil = NULL, window_seq = NULL,
-                    base = rows.settled + dropped.rows - confirmed - parked - discarded,
+                    parked = $3,
+                    base = rows.settled + dropped.rows - confirmed - $3 - discarded,
                     updated_at = clock_timestamp()
                FROM rows, dropped
               WHERE pipeline = $1
           RETURNING epoch, rows.pending",
-            &[&pipeline, &from_seq],
+            &[&pipeline, &from_seq, &passed],
         )
         .await
         .map_err(during("move the cursor"))?;
@@ -234,14 +241,55 @@ pub async fn rebase(
     let (epoch, pending) = (get(0)?, get(1)?);
     audit(&transaction, "cursor rebase", pipeline, reason).await?;
     transaction.commit().await.map_err(during("commit"))?;
-    Ok(Rebased { from_seq, pending, moved, last_seq, epoch })
+    Ok(Rebased { from_seq, pending, set_aside, moved, last_seq, epoch })
 }
 
-/// Forgets the pipeline: its retention no longer waits for it, and a later run starts anew.
+/// Sets the pipeline's rows that are set aside back to `from_seq`. Returns how many are open, and how many of those still count as
+/// passed.
+///
+/// A row that the outbox no longer has is listed by no page, so it stays passed. Transaction ids from another server's future
+/// are renewed like those of the outbox, or the cursor would never pass these rows.
+async fn set_back(
+    transaction: &Transaction<'_>,
+    pipeline: &str,
+    from_seq: i64,
+) -> Result<(i64, i64), AdminError> {
+    let doing = "set back the events that are set aside";
+    transaction
+        .execute(
+            "DELETE FROM statecast.parked WHERE pipeline = $1 AND state IN ('confirmed', 'discarded')",
+            &[&pipeline],
+        )
+        .await
+        .map_err(during(doing))?;
+    transaction
+        .execute(
+            "UPDATE statecast.parked p
+                SET passed = p.passed AND NOT (p.seq > $2 AND EXISTS (SELECT FROM statecast.outbox o WHERE o.seq = p.seq)),
+                    xid = CASE WHEN p.xid >= pg_snapshot_xmax(pg_current_snapshot()) THEN pg_current_xact_id()
+                               ELSE p.xid END
+              WHERE p.pipeline = $1
+                AND (p.seq > $2 OR p.xid >= pg_snapshot_xmax(pg_current_snapshot()))",
+            &[&pipeline, &from_seq],
+        )
+        .await
+        .map_err(during(doing))?;
+    let row = transaction
+        .query_one(
+            "SELECT count(*), count(*) FILTER (WHERE passed) FROM statecast.parked WHERE pipeline = $1",
+            &[&pipeline],
+        )
+        .await
+        .map_err(during(doing))?;
+    Ok((row.try_get(0).map_err(during(doing))?, row.try_get(1).map_err(during(doing))?))
+}
+
+/// Forgets the pipeline and what it has set aside: its retention no longer waits for it, and a later run starts anew. Returns how
+/// many open events were set aside.
 ///
 /// # Errors
 /// A relay leads, there is no row, or SQL.
-pub async fn drop(client: &mut Client, pipeline: &str, reason: Option<&str>) -> Result<(), AdminError> {
+pub async fn drop(client: &mut Client, pipeline: &str, reason: Option<&str>) -> Result<i64, AdminError> {
     let transaction = lead(client, pipeline).await?;
     let deleted = transaction
         .execute("DELETE FROM statecast.cursor WHERE pipeline = $1", &[&pipeline])
@@ -250,8 +298,19 @@ pub async fn drop(client: &mut Client, pipeline: &str, reason: Option<&str>) -> 
     if deleted == 0 {
         return Err(AdminError::NoCursor(pipeline.to_owned()));
     }
+    let doing = "delete the events that are set aside";
+    let set_aside = transaction
+        .query_one(
+            "WITH gone AS (DELETE FROM statecast.parked WHERE pipeline = $1 RETURNING state)
+             SELECT count(*) FROM gone WHERE state NOT IN ('confirmed', 'discarded')",
+            &[&pipeline],
+        )
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(during(doing))?;
     audit(&transaction, "cursor drop", pipeline, reason).await?;
-    transaction.commit().await.map_err(during("commit"))
+    transaction.commit().await.map_err(during("commit"))?;
+    Ok(set_aside)
 }
 
 /// A transaction that holds the leader's lock.

@@ -1,4 +1,5 @@
-//! Statecast's own state in PostgreSQL: schema, chunks, retention, and the checks before a session.
+//! Statecast's own state in PostgreSQL: schema, cursor, events that are set aside, chunks, retention, and the checks before a
+//! session.
 
 pub mod chunks;
 pub mod cursor;
@@ -7,6 +8,7 @@ pub mod install;
 pub mod keeper;
 mod layout;
 pub mod maintain;
+pub mod parked;
 pub mod preflight;
 pub mod publication;
 pub mod publish;
@@ -15,3 +17,4 @@ pub mod schema;
 pub mod status;
 pub mod tail;
 mod upkeep;
+pub mod verify;

@@ -217,7 +217,8 @@ async fn privileges(client: &Client) -> Result<(), PreflightError> {
                     (SELECT string_agg(kind || ' on statecast.' || name, ', ' ORDER BY name, kind)
                      FROM (VALUES ('outbox', 'SELECT'), ('chunk', 'SELECT'),
                                   ('cursor', 'SELECT'), ('cursor', 'INSERT'), ('cursor', 'UPDATE'),
-                                  ('cursor', 'DELETE'), ('audit', 'INSERT')) AS need (name, kind)
+                                  ('cursor', 'DELETE'), ('parked', 'SELECT'), ('parked', 'INSERT'),
+                                  ('parked', 'UPDATE'), ('parked', 'DELETE'), ('audit', 'INSERT')) AS need (name, kind)
                      WHERE NOT has_table_privilege('statecast.' || name, kind)),
                     coalesce(has_sequence_privilege(to_regclass('statecast.outbox_seq_seq'), 'SELECT'), true),
                     has_function_privilege('statecast.advance_sequence(bigint)', 'EXECUTE')",

@@ -1,13 +1,16 @@
 //! A page must cost the same however large the archive is. Read from plans, not from a clock.
 
 use statecast::config::SecretString;
-use statecast::contract::{Commit, Position};
+use statecast::contract::Position;
 use statecast::snapshot::Snapshot;
 use statecast::source::poll::sql::PAGE;
+use statecast::store::parked::write::Deltas;
 use statecast::store::{cursor, install, preflight};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
+use crate::keeping::plain_commit;
 use crate::servers::{connect, fresh_database};
 
 const CHUNKS: i64 = 20;
@@ -31,11 +34,12 @@ async fn last_seq(client: &Client) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
-/// Writes the cursor as a relay that has settled everything would, until the floor has followed.
-async fn settle(client: &Client, epoch: i64) -> Position {
+/// Writes the cursor as a relay that has settled everything would, until the floor has followed to `floor_seq`:
+/// transactions of other tests on the same server hold it back for a while.
+async fn settle(client: &Client, epoch: i64, floor_seq: i64) -> Position {
     let statement = cursor::prepare_advance(client, "plans").await.unwrap();
-    let mut position = None;
-    for id in 0..4 {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for id in 0.. {
         let max_seq = last_seq(client).await;
         let row = client
             .query_one(
@@ -46,11 +50,15 @@ async fn settle(client: &Client, epoch: i64) -> Position {
             .unwrap();
         let snapshot: Arc<Snapshot> = Arc::new(row.get::<_, String>(0).parse().unwrap());
         let now = Position { snapshot, prune_seq: row.get(1), window: None };
-        let commit = Commit { id, position: now.clone(), closes: true, max_seq, confirmed: 0 };
-        cursor::advance(client, &statement, "plans", epoch, &commit).await.unwrap();
-        position = Some(now);
+        let commit = plain_commit(id, now.clone(), true, max_seq, 0);
+        let floor =
+            cursor::advance(client, &statement, "plans", epoch, &commit, &Deltas::default()).await.unwrap();
+        if id >= 3 && floor >= floor_seq {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "the floor stays at {floor}");
     }
-    position.unwrap()
+    unreachable!("the deadline ends it")
 }
 
 /// Buffers touched by a page of [`PAGE_ROWS`] rows behind `settled` rows, with transactions open.
@@ -70,7 +78,7 @@ async fn page_buffers(settled: i64, chunk_rows: i64) -> i64 {
     let server = preflight::preflight(&client, None).await.unwrap();
     let claim =
         cursor::claim(&mut client, "plans", &server, cursor::Start::Oldest, "plans", 10_000).await.unwrap();
-    settle(&client, claim.epoch).await;
+    settle(&client, claim.epoch, settled / chunk_rows * chunk_rows).await;
 
     let mut open = Vec::new();
     for _ in 0..OPEN {
@@ -81,7 +89,7 @@ async fn page_buffers(settled: i64, chunk_rows: i64) -> i64 {
     }
     // Something completes after them, so that P lists them as running.
     insert(&client, 1).await;
-    let position = settle(&client, claim.epoch).await;
+    let position = settle(&client, claim.epoch, 0).await;
     // An autovacuum that analyses may run at that moment as well.
     assert!(position.snapshot.xip.len() >= OPEN, "{}", position.snapshot);
     insert(&client, PAGE_ROWS).await;

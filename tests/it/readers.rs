@@ -10,17 +10,19 @@
 
 use std::time::Duration;
 
-use statecast::contract::{Commit, Position};
+use statecast::contract::Position;
 use statecast::event::Seq;
 use statecast::snapshot::Snapshot;
 use statecast::source::poll::page::{Request, Statements};
 use statecast::store::cursor::{self, Start};
+use statecast::store::parked::write::Deltas;
 use statecast::store::preflight;
 use std::sync::Arc;
 use tokio_postgres::{Client, Statement};
 use tokio_util::sync::CancellationToken;
 
 use crate::checker::{Seen, Verdict, check, read_committed};
+use crate::keeping::plain_commit;
 use crate::load::{self, Load};
 use crate::schedules::{Writer, installed, seen, snapshot, turn};
 use crate::servers::connect;
@@ -156,9 +158,10 @@ impl Reader {
     async fn write_cursor(&self, max_seq: Seq) {
         let position =
             Position { snapshot: Arc::new(self.p.clone()), prune_seq: self.prune_seq, window: None };
-        let commit = Commit { id: 1, position, closes: true, max_seq, confirmed: 0 };
+        let commit = plain_commit(1, position, true, max_seq, 0);
         let pipeline = pipeline(self.method);
-        cursor::advance(&self.keeper, &self.advance, &pipeline, self.epoch, &commit).await.unwrap();
+        let none = Deltas::default();
+        cursor::advance(&self.keeper, &self.advance, &pipeline, self.epoch, &commit, &none).await.unwrap();
     }
 
     /// Reads until told to stop, and then what is left.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use statecast::config::{Poll, SecretString};
-use statecast::contract::{Batch, Commit, Fetch, Input, Page, Position};
+use statecast::contract::{Batch, Fetch, Input, Page, Position};
 use statecast::event::{Event, Seq, Xid};
 use statecast::postgres::Guard;
 use statecast::relay::Ledger;
@@ -19,6 +19,7 @@ use statecast::snapshot::Snapshot;
 use statecast::source::poll::page::PageError;
 use statecast::source::poll::{self, Ends, Reader, Settings};
 use statecast::store::cursor::{self, CursorError, Start};
+use statecast::store::parked::write::Deltas;
 use statecast::store::{install, preflight};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -27,6 +28,7 @@ use tokio_postgres::{Client, Statement};
 use tokio_util::sync::CancellationToken;
 
 use crate::checker::{Seen, Verdict, check, read_committed};
+use crate::keeping::plain_commit;
 use crate::servers::{connect, unique};
 
 const PIPELINE: &str = "schedules";
@@ -131,7 +133,7 @@ impl Source {
             cursor::claim(&mut keeper, PIPELINE, &server, Start::Oldest, "test", 10_000).await.unwrap();
         let advance = cursor::prepare_advance(&keeper, PIPELINE).await.unwrap();
         let mut ledger = Ledger::default();
-        ledger.begin((1, 1), &claim.position, claim.confirmed, claim.max_seq);
+        ledger.begin((1, 1), &claim.position, claim.passed, claim.max_seq);
         let mut source = Source {
             url: url.to_owned(),
             batch,
@@ -185,7 +187,7 @@ impl Source {
         assert_eq!(claim.epoch, self.epoch + 1);
         self.epoch = claim.epoch;
         self.ledger = Ledger::default();
-        self.ledger.begin((1, 1), &claim.position, claim.confirmed, claim.max_seq);
+        self.ledger.begin((1, 1), &claim.position, claim.passed, claim.max_seq);
         self.sent = claim.position.clone();
         self.open(&claim.position, claim.floor_seq).await;
     }
@@ -233,8 +235,10 @@ impl Source {
         self.commits += 1;
         let closes = position.snapshot != self.sent.snapshot;
         let max_seq = self.ledger.max_seq();
-        let commit = Commit { id: self.commits, position: position.clone(), closes, max_seq, confirmed };
-        let floor = cursor::advance(&self.keeper, &self.advance, PIPELINE, self.epoch, &commit).await?;
+        let commit = plain_commit(self.commits, position.clone(), closes, max_seq, confirmed);
+        let none = Deltas::default();
+        let floor =
+            cursor::advance(&self.keeper, &self.advance, PIPELINE, self.epoch, &commit, &none).await?;
         self.sent = position;
         Ok(floor)
     }

@@ -1,6 +1,6 @@
 //! Publishing: lanes, both orderings, topology, both formats, and a broker that refuses, blocks, stalls or is gone.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use statecast::sandbox::{Rabbitmq, RabbitmqOptions, free_port};
 use uuid::Uuid;
 
-use crate::consumer::{Consumer, Delivery};
+use crate::consumer::Delivery;
 use crate::load::{self, Load};
 use crate::process::Relay;
 use crate::proxy::{Mode, Proxy};
@@ -447,89 +447,6 @@ async fn a_blocked_broker_is_named_and_delays_a_stop_by_the_grace_period_only() 
 }
 
 /// An event that can never go: others of its batch are delivered, it is named, and a larger limit lets it pass.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_over_the_limit_ends_the_relay_by_name_and_nothing_overtakes_it() {
-    let bench = Bench::shared().await.with("RABBITMQ__MAX_MESSAGE_SIZE", "4KiB");
-    let consumer = bench.consumer();
-    let small = || "x".repeat(10);
-    let mut events: Vec<(&str, String)> = vec![("a", small()), ("b", small()), ("big", small())];
-    events.push(("big", "x".repeat(5000)));
-    events.extend([("a", small()), ("c", small()), ("big", small())]);
-    let ids = bench.publish_together(&events).await;
-    let big = ids[3];
-    let (code, stdout, stderr) = bench.invocation.output(LIMIT).await;
-    assert_eq!(code, Some(1), "{stdout}{stderr}");
-    let last = stderr.trim_end().lines().last().unwrap();
-    println!("{last}");
-    for word in [
-        "statecast: event",
-        &big.to_string(),
-        "seq 4",
-        "too_large",
-        "rabbitmq.max_message_size = 4096",
-        "raise that limit",
-    ] {
-        assert!(last.contains(word), "{word}: {last}");
-    }
-    assert!(!stderr.contains("xxxxxxxxxx"), "a payload is in the log");
-    let others: HashSet<Uuid> =
-        ids.iter().enumerate().filter(|(n, _)| ![3, 6].contains(n)).map(|(_, id)| *id).collect();
-    assert_eq!(consumer.wait_for_ids(LIMIT, others.clone()).await, 0, "{stderr}");
-    // Nothing of it or after it in its key, and the cursor is right before it.
-    assert_eq!(ids_of(&consumer), others);
-    assert_eq!(pending(&bench).await, 4, "from the large event on");
-    let again = bench.invocation.output(LIMIT).await;
-    assert!(again.0 == Some(1) && again.2.contains(&big.to_string()), "{again:?}");
-
-    let bench = bench.with("RABBITMQ__MAX_MESSAGE_SIZE", "1MiB");
-    let relay = bench.relay().await;
-    let verdict = bench.finish(&mut [relay], &consumer).await;
-    verdict.assert_clean();
-    assert_eq!(pending(&bench).await, 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_over_the_brokers_frame_end_the_relay_by_name() {
-    let (broker, bench) = Bench::private_with(&["frame_max = 8192"]).await;
-    let consumer = bench.consumer();
-    let first = bench.publish("order", "a", 1).await;
-    let client = bench.client().await;
-    let headers = serde_json::json!({ "wide": "y".repeat(9000) }).to_string();
-    let sql = "SELECT statecast.publish('order', 'b', 'changed', '{\"n\": 2}', headers => $1::text::json)";
-    let wide: Uuid = client.query_one(sql, &[&headers]).await.unwrap().get(0);
-    let last = bench.publish("order", "c", 3).await;
-    let (code, _, stderr) = bench.invocation.output(LIMIT).await;
-    let line = stderr.trim_end().lines().last().unwrap();
-    println!("{line}");
-    assert_eq!(code, Some(1), "{stderr}");
-    for word in [&wide.to_string(), "too_large", "headers", "frame_max is 8192", "raise that limit"] {
-        assert!(line.contains(word), "{word}: {line}");
-    }
-    assert!(!line.contains("max_message_size"), "the wrong remedy: {line}");
-    assert_eq!(consumer.wait_for_ids(LIMIT, [first, last]).await, 0, "{stderr}");
-    assert_eq!(ids_of(&consumer), HashSet::from([first, last]));
-    assert_eq!(pending(&bench).await, 2);
-    drop(consumer);
-    drop(broker);
-    // A broker with the usual frame takes it.
-    let other = Topology::new(servers::rabbitmq().await.url());
-    other.declare().await;
-    let bench = bench.with("RABBITMQ__URLS", &other.url).with("RABBITMQ__EXCHANGE", &other.exchange);
-    let consumer = Consumer::start(&other.url, &other.queue);
-    bench.invocation.arguments(&["run", "--until-idle"]).succeed().await;
-    assert_eq!(consumer.wait_for_ids(LIMIT, [wide]).await, 0);
-    assert_eq!(pending(&bench).await, 0);
-}
-
-fn ids_of(consumer: &Consumer) -> HashSet<Uuid> {
-    ids(&consumer.deliveries()).into_iter().collect()
-}
-
-async fn pending(bench: &Bench) -> i64 {
-    let status = bench.invocation.arguments(&["status", "--json"]).succeed().await;
-    serde_json::from_str::<serde_json::Value>(&status).unwrap()["pending"].as_i64().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_ends_within_the_grace_period_with_a_broker_that_is_frozen_or_gone() {
     let (mut broker, bench) = Bench::private().await;

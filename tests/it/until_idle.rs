@@ -10,7 +10,7 @@ use crate::relay::Bench;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// For a run that has nothing to do, its start included.
-const PROMPT: Duration = Duration::from_secs(3);
+const PROMPT: Duration = Duration::from_secs(10);
 
 /// Runs to the end; how long it took.
 async fn until_idle(bench: &Bench) -> Duration {

@@ -6,14 +6,16 @@ use std::time::Duration;
 use statecast::config::Ordering;
 use statecast::contract::{Commit, Position};
 use statecast::event::{Message, Seq};
-use statecast::relay::Unpublishable;
 use tokio::time::Instant;
 
 use crate::outbox::{covers, payload};
+use crate::plan::Refuses;
 use crate::world::World;
 
 /// Commits are this far apart, except the last of a session.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
+/// The last of a session: what is set aside goes in one, its rows are passed by the next.
+const HURRIED_MAX: u32 = 4;
 
 impl World {
     /// A lane was given a message.
@@ -28,9 +30,9 @@ impl World {
         let bytes = self.session.bytes_in_flight + message.bytes();
         if message.event_id.as_u128() != seq as u128 || message.body != payload(row.size) {
             self.fail(seq, "sent with another id or body".into());
-        } else if !fate.handed {
+        } else if !fate.handed && !fate.recalled {
             self.fail(seq, "sent and not read in this session".into());
-        } else if fate.known[self.session.process] {
+        } else if fate.known[self.session.process] && !self.is_open_still(seq) {
             self.fail(seq, "sent again, though this process has taken its confirm".into());
         } else if fate.at_lane {
             self.fail(seq, "sent while it is in flight".into());
@@ -42,7 +44,14 @@ impl World {
             self.fail(seq, format!("{window} in flight on lane {lane} before it"));
         } else if bytes > self.bytes_max() {
             self.fail(seq, format!("{bytes} bytes in flight, at most {}", self.bytes_max()));
+        } else {
+            self.check_sent_aside(seq);
         }
+    }
+
+    /// Confirmed in an earlier session, and nobody could write that.
+    fn is_open_still(&self, seq: Seq) -> bool {
+        self.table.get(seq).is_some_and(|row| row.is_open()) && !self.session.confirms.contains(&seq)
     }
 
     /// A queue takes a message: if for the first time, all of its key that were written before it are there. Only the stream
@@ -64,7 +73,7 @@ impl World {
         let brought_by = self.fate(seq).brought_by;
         for other in before {
             let fate = self.fate(other);
-            if fate.accepted > 0 {
+            if fate.accepted > 0 || fate.discarded {
                 continue;
             }
             if brought_by.is_none() || fate.left_out_by != brought_by {
@@ -83,7 +92,10 @@ impl World {
         }
         for &seq in seqs {
             let fate = self.fate(seq).clone();
-            if !fate.handed || fate.known[self.session.process] || fate.at_lane || fate.wanted {
+            // It may have been set aside since it was asked for.
+            let gone = self.table.get(seq).is_some() || fate.discarded;
+            let needless = fate.known[self.session.process] || fate.at_lane || fate.wanted;
+            if !fate.handed || needless && !gone {
                 self.fail(seq, format!("asked for again without a need: {fate:?}"));
             }
             self.fate(seq).wanted = true;
@@ -98,33 +110,42 @@ impl World {
             self.fail(0, format!("commit {} while one is on its way", commit.id));
         } else if commit.id != id + 1 {
             self.fail(0, format!("commit {} follows {id}", commit.id));
-        } else if self.session.hurried {
-            self.fail(
-                0,
-                format!("commit {} follows one that came too early to be any but the last", commit.id),
-            );
+        } else if self.session.hurried >= HURRIED_MAX {
+            let hurried = self.session.hurried;
+            self.fail(0, format!("commit {} follows {hurried} that came too early", commit.id));
+        } else if commit.set_aside.is_empty() && commit.changes.is_empty() && self.says_nothing(commit) {
+            self.fail(0, format!("commit {} says nothing new", commit.id));
         } else if commit.max_seq < self.outbox.cursor.max_seq || commit.max_seq > self.outbox.last_seq() {
             self.fail(0, format!("commit {}: max_seq {}", commit.id, commit.max_seq));
         } else if commit.closes != (commit.position.snapshot != self.outbox.cursor.position.snapshot) {
             self.fail(0, format!("commit {}: closes = {}", commit.id, commit.closes));
         }
-        self.session.hurried = now.duration_since(at) < COMMIT_INTERVAL;
+        let hurried = now.duration_since(at) < COMMIT_INTERVAL;
+        self.session.hurried = if hurried { self.session.hurried + 1 } else { 0 };
         self.session.last_commit = Some((commit.id, now));
         self.session.unanswered = true;
-        self.check_position(&commit.position, commit.confirmed);
+        self.session.last_is_aside = !commit.set_aside.is_empty() || !commit.changes.is_empty();
+        self.check_position(&commit.position, commit.passed);
         self.check_forward(&commit.position);
+        self.check_aside(commit);
     }
 
-    /// What lies before a position was confirmed to a relay, and is counted.
-    pub(crate) fn check_position(&mut self, position: &Position, confirmed: i64) {
+    fn says_nothing(&self, commit: &Commit) -> bool {
+        let cursor = &self.outbox.cursor;
+        let same = (&cursor.position, cursor.passed) == (&commit.position, commit.passed);
+        same && cursor.max_seq >= commit.max_seq && self.session.last_commit.is_some()
+    }
+
+    /// What lies before a position is settled, and is counted.
+    pub(crate) fn check_position(&mut self, position: &Position, passed: i64) {
         let rows = self.outbox.committed();
         let before: Vec<Seq> =
             rows.filter(|(seq, row)| covers(position, row.xid, *seq)).map(|(seq, _)| seq).collect();
-        if let Some(seq) = before.iter().find(|seq| !self.fates[**seq as usize].confirmed) {
-            self.fail(*seq, format!("not confirmed, and the cursor passes it: {position:?}"));
-        } else if before.len() as i64 != confirmed {
+        if let Some(seq) = before.iter().find(|seq| !self.is_settled(**seq)) {
+            self.fail(*seq, format!("not settled, and the cursor passes it: {position:?}"));
+        } else if before.len() as i64 != passed {
             let last = before.iter().copied().max().unwrap_or(0);
-            self.fail(last, format!("{} before {position:?}, {confirmed} counted", before.len()));
+            self.fail(last, format!("{} before {position:?}, {passed} counted", before.len()));
         }
     }
 
@@ -140,40 +161,54 @@ impl World {
         }
     }
 
-    /// A relay ended because of an event: it is hopeless indeed, and a person mends it.
-    pub(crate) fn check_unpublishable(&mut self, unpublishable: &Unpublishable) {
-        let seq = unpublishable.seq;
-        let fate = self.fate(seq).clone();
-        let hopeless = self.outbox.rows[seq as usize - 1].hopeless.take();
-        if hopeless.is_none() || fate.confirmed {
-            self.fail(seq, format!("said to be unpublishable: {unpublishable}"));
+    /// A calm session is over: keys that are not refused flow, whatever others wait for; and what is refused holds nothing up.
+    /// In an outage both wait.
+    pub(crate) fn check_flow(&mut self, refused: &[Refuses]) {
+        let before = |time: Duration| self.began.elapsed().saturating_sub(time);
+        let (flows, leaves) = (before(Duration::from_secs(40)), before(Duration::from_secs(50)));
+        let lately = |at: Option<Instant>, time| at.is_some_and(|at: Instant| at.elapsed() < time);
+        if lately(self.session.outage_at, Duration::from_secs(45)) {
+            return self.tally.count("calm sessions in an outage", 1);
         }
-        self.tally.count("hopeless events", 1);
-        self.note(seq, || "mended".to_owned());
-    }
-
-    /// Keys that are not refused flow, whatever others wait for.
-    pub(crate) fn check_flow(&mut self, committed_before: Duration, refused: &[u8]) {
-        let old = self.committed_at.iter().filter(|(_, at)| *at < committed_before).map(|(seq, _)| *seq);
-        let mut free = old.filter(|seq| !refused.contains(&self.outbox.rows[*seq as usize - 1].key));
-        let stuck = free.find(|seq| !self.fates[*seq as usize].confirmed);
+        let refuses = |key: u8| {
+            let mut rows = self.outbox.rows.iter().filter(|row| row.key == key);
+            rows.any(|row| row.hopeless.is_some() || refused.iter().any(|r| r.hits(key, row.route)))
+        };
+        let refused: Vec<u8> = (0..self.plan.keys).filter(|key| refuses(*key)).collect();
+        let parked = |key: u8| self.table.open(key).any(|(_, row)| row.is_parked());
+        let old = self.committed_at.iter().filter(|(_, at)| *at < flows).map(|(seq, _)| *seq);
+        let mut free = old.filter(|seq| {
+            let key = self.outbox.rows[*seq as usize - 1].key;
+            !refused.contains(&key) && !parked(key)
+        });
+        let stuck =
+            free.find(|seq| !self.fates[*seq as usize].confirmed && !self.fates[*seq as usize].discarded);
         if let Some(seq) = stuck {
-            self.fail(seq, "waits for other keys".into());
+            return self.fail(seq, "waits for other keys".into());
+        }
+        if lately(self.session.confirmed_at, Duration::from_secs(30)) {
+            self.check_passed(leaves);
         }
     }
 
     /// The end of everything: nothing lost, all of it counted.
     pub(crate) fn check_end(&mut self) {
-        let lost = self.outbox.committed().find(|(seq, _)| !self.fates[*seq as usize].confirmed);
-        if let Some(seq) = lost.map(|(seq, _)| seq) {
-            self.fail(seq, "not confirmed at the end".into());
+        let lost = self.outbox.committed().map(|(seq, _)| seq).find(|seq| {
+            let fate = &self.fates[*seq as usize];
+            let rests = self.table.get(*seq).is_some_and(|row| self.may_rest(*seq, row));
+            !(fate.confirmed && self.table.get(*seq).is_none() || fate.discarded || rests)
+        });
+        if let Some(seq) = lost {
+            let row = self.table.get(seq).cloned();
+            self.fail(seq, format!("neither confirmed nor parked nor discarded at the end: {row:?}"));
         }
         let position = self.outbox.cursor.position.clone();
-        let confirmed = self.outbox.cursor.confirmed;
-        self.check_position(&position, confirmed);
+        let passed = self.outbox.cursor.passed;
+        self.check_position(&position, passed);
+        self.check_books();
         let all = self.outbox.committed().count() as i64;
-        if all != confirmed {
-            self.fail(0, format!("{all} committed, {confirmed} counted"));
+        if all != passed {
+            self.fail(0, format!("{all} committed, {passed} counted"));
         }
     }
 }

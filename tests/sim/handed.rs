@@ -13,15 +13,21 @@ impl World {
         match input {
             Input::Rows(batch) => self.polled(batch),
             Input::Streamed(streamed) => self.streamed(streamed),
-            Input::Page(page) => self.paged(page, "listed"),
+            Input::Page(page) => {
+                self.paged(page, "listed");
+                page.seqs.iter().for_each(|seq| self.fate(*seq).listed = true);
+            }
             Input::Listed(page) => {
                 self.paged(page, "listed for the stream");
                 self.take_confirms();
                 let process = self.session.process;
                 let unknown = |seq: &Seq| {
-                    !self.fates[*seq as usize].handed && !self.fates[*seq as usize].known[process]
+                    let fate = &self.fates[*seq as usize];
+                    !fate.handed && !fate.known[process] && self.table.get(*seq).is_none()
                 };
-                self.session.stream.refused |= page.seqs.iter().any(unknown);
+                let misses = page.seqs.iter().any(unknown);
+                self.session.stream.refused |= misses;
+                page.seqs.iter().for_each(|seq| self.fate(*seq).listed |= !misses);
                 self.session.stream.since_listed.clear();
             }
         }
@@ -38,7 +44,9 @@ impl World {
             self.tally.count("events read after later ones", usize::from(later && !fate.handed));
             self.tally.count("events confirmed and remembered", usize::from(remembered));
             self.tally.count("events polled and brought before", usize::from(fate.handed));
-            let late = !fate.handed && !remembered && batch.late.is_some_and(|bound| seq < bound);
+            let aside = self.table.get(seq).is_some();
+            self.tally.count("rows read again that are set aside", usize::from(aside));
+            let late = !fate.handed && !remembered && !aside && batch.late.is_some_and(|bound| seq < bound);
             self.session.missed_max += u64::from(late);
             self.fate(seq).late |= late;
             self.fate(seq).handed = true;
@@ -93,7 +101,7 @@ impl World {
         self.session.page_bytes_max = self.session.page_bytes_max.max(bytes);
     }
 
-    fn comes(&mut self, seq: Seq, again: bool) {
+    pub(crate) fn comes(&mut self, seq: Seq, again: bool) {
         let bytes = self.row_bytes(seq);
         let came = self.session.holds.comes(seq, bytes, again);
         self.fate(seq).came = came;
@@ -119,12 +127,13 @@ impl World {
         for &seq in &page.seqs {
             let fate = self.fate(seq).clone();
             let came = fate.handed && !self.session.stream.since_listed.contains(&seq);
+            let aside = self.table.get(seq).is_some();
             if missing.contains(&seq) {
                 self.note(seq, || "missing".to_owned());
-                if came {
+                if came || aside {
                     self.fail(seq, "said to be missing, and was brought".into());
                 }
-            } else if !came && !fate.known[process] {
+            } else if !came && !fate.known[process] && !aside {
                 self.fail(seq, "not missing, and was never brought".into());
             }
         }
@@ -167,10 +176,10 @@ impl World {
                 .fail(0, format!("settled up to {settled}: {told} was told before, {last} was streamed"));
         }
         stream.told = settled;
-        let brought = stream.brought.iter().filter(|(end, _)| *end <= settled);
-        let open = brought.map(|(_, seq)| *seq).find(|seq| !self.fates[*seq as usize].confirmed);
+        let brought = self.session.stream.brought.iter().filter(|(end, _)| *end <= settled);
+        let open = brought.map(|(_, seq)| *seq).find(|seq| !self.is_settled(*seq));
         if let Some(seq) = open {
-            self.fail(seq, format!("not confirmed, and all up to {settled} is said to be settled"));
+            self.fail(seq, format!("open, and all up to {settled} is said to be settled"));
         }
     }
 

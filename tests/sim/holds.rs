@@ -43,7 +43,8 @@ impl World {
     pub(crate) fn bytes_max(&self) -> usize {
         let read_ahead = self.plan.read_ahead;
         let largest = self.outbox.rows.iter().map(|row| row.size + self.overhead).max().unwrap_or(0);
-        let refetched = if self.session.holds.refetched { read_ahead / 8 + largest } else { 0 };
+        // And what two recalls may, one after the other.
+        let refetched = if self.session.holds.refetched { 3 * (read_ahead / 8 + largest) } else { 0 };
         read_ahead + self.session.page_bytes_max + refetched
     }
 

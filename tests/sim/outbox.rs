@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use statecast::contract::{Commit, Position};
+use statecast::event::assemble::key_hash;
 use statecast::event::{Event, Seq, Xid};
 use statecast::snapshot::Snapshot;
 use uuid::Uuid;
@@ -24,6 +25,7 @@ pub(crate) enum State {
 pub(crate) struct Row {
     pub(crate) xid: Xid,
     pub(crate) key: u8,
+    pub(crate) route: u8,
     pub(crate) size: usize,
     pub(crate) hopeless: Option<Hopeless>,
 }
@@ -32,7 +34,10 @@ pub(crate) struct Row {
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor {
     pub(crate) position: Position,
-    pub(crate) confirmed: i64,
+    pub(crate) passed: i64,
+    /// Of those, rows that are open in the table of what is set aside, and rows that were discarded.
+    pub(crate) parked: i64,
+    pub(crate) discarded: i64,
     pub(crate) floor_seq: Seq,
     pub(crate) max_seq: Seq,
     candidate: Option<(Xid, Seq)>,
@@ -64,7 +69,15 @@ impl Outbox {
             completed: FIRST_XID - 1,
             wal: Vec::new(),
             rows: Vec::new(),
-            cursor: Cursor { position: start, confirmed: 0, floor_seq: 0, max_seq: 0, candidate: None },
+            cursor: Cursor {
+                position: start,
+                passed: 0,
+                parked: 0,
+                discarded: 0,
+                floor_seq: 0,
+                max_seq: 0,
+                candidate: None,
+            },
         }
     }
 
@@ -78,8 +91,8 @@ impl Outbox {
                     let xid = self.take_xid();
                     self.xids.insert(tx, xid);
                 }
-                Step::Write { tx, key, size, hopeless } => {
-                    self.rows.push(Row { xid: self.xids[&tx], key, size, hopeless });
+                Step::Write { tx, key, route, size, hopeless } => {
+                    self.rows.push(Row { xid: self.xids[&tx], key, route, size, hopeless });
                 }
                 Step::End { tx, commits } => {
                     let xid = self.xids[&tx];
@@ -166,7 +179,7 @@ impl Outbox {
             Some(_) => {}
         }
         cursor.position = commit.position.clone();
-        cursor.confirmed = commit.confirmed;
+        cursor.passed = commit.passed;
         cursor.max_seq = cursor.max_seq.max(commit.max_seq);
         self.end(w, State::Committed);
         self.cursor.floor_seq
@@ -176,6 +189,21 @@ impl Outbox {
 /// Is the row before the position?
 pub(crate) fn covers(position: &Position, xid: Xid, seq: Seq) -> bool {
     position.snapshot.sees(xid) || position.window.as_ref().is_some_and(|w| w.upper.sees(xid) && seq <= w.seq)
+}
+
+/// The event type, which the routing key ends with.
+fn kind(route: u8) -> String {
+    format!("changed{route}")
+}
+
+/// The routing key, as the default template makes it.
+pub(crate) fn routing_key(row: &Row) -> String {
+    format!("thing.{}", kind(row.route))
+}
+
+/// Hash of the partition key.
+pub(crate) fn hash(key: u8) -> u64 {
+    key_hash("thing", &key.to_string())
 }
 
 /// JSON of exactly this many bytes.
@@ -194,7 +222,7 @@ pub(crate) fn event(seq: Seq, row: &Row) -> Event {
         event_id: Uuid::from_u128(seq as u128),
         aggregate_type: "thing".into(),
         aggregate_id: row.key.to_string(),
-        event_type: "changed".into(),
+        event_type: kind(row.route),
         schema_version: "1.0.0".into(),
         entity_version: None,
         payload: Some(payload(row.size)),

@@ -11,7 +11,7 @@ pub(crate) enum Step {
     /// Takes its transaction id.
     Xid { tx: usize },
     /// Writes an event; holds the key to its end.
-    Write { tx: usize, key: u8, size: usize, hopeless: Option<Hopeless> },
+    Write { tx: usize, key: u8, route: u8, size: usize, hopeless: Option<Hopeless> },
     /// Commits or rolls back.
     End { tx: usize, commits: bool },
 }
@@ -23,15 +23,38 @@ pub(crate) enum Hopeless {
     Row,
     /// The lane refuses it.
     Lane,
+    /// The broker closes the connection over it; the lane names it, and dies.
+    Fatal,
 }
 
-/// The broker refuses a key for a while.
+/// What the broker refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refuses {
+    /// A key, with nacks.
+    Key(u8),
+    /// A routing key, with returns.
+    Route(u8),
+    /// Everything, with nacks.
+    All,
+}
+
+impl Refuses {
+    /// Is this one of those events?
+    pub(crate) fn hits(self, key: u8, route: u8) -> bool {
+        match self {
+            Refuses::Key(refused) => refused == key,
+            Refuses::Route(refused) => refused == route,
+            Refuses::All => true,
+        }
+    }
+}
+
+/// The broker refuses something for a while.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outage {
-    pub(crate) key: u8,
+    pub(crate) refuses: Refuses,
     pub(crate) from_ms: u64,
     pub(crate) until_ms: u64,
-    pub(crate) returns: bool,
 }
 
 /// What ends a session, besides its stop.
@@ -43,8 +66,10 @@ pub(crate) enum End {
     Abort,
     /// A lane dies with its n-th message; a part of what is on the socket still arrives.
     Lane { lane: usize, after: u32 },
-    /// The keeper dies with its n-th write, before or after the write.
-    Keeper { after: u32, written: bool },
+    /// The keeper dies with its n-th write (of those that are about what is `aside`), before or after the write.
+    Keeper { after: u32, aside: bool, written: bool },
+    /// The keeper dies with its n-th recall.
+    Recall { after: u32 },
     /// The source dies after n inputs.
     Source { after: u32 },
 }
@@ -65,9 +90,13 @@ pub(crate) struct SessionPlan {
     pub(crate) stop_ms: u64,
     pub(crate) grace_ms: u64,
     pub(crate) until_idle: bool,
-    /// No faults; only these keys are refused, and the broker may take them again before the end.
-    pub(crate) calm: Option<Vec<u8>>,
+    /// It is stopped when nothing is left to do.
+    pub(crate) until_quiet: bool,
+    /// No faults; only these are refused, and the broker may take them again before the end.
+    pub(crate) calm: Option<Vec<Refuses>>,
     pub(crate) heals_ms: Option<u64>,
+    /// A person looks after everything that is parked.
+    pub(crate) attended: bool,
 }
 
 /// Upper bounds of delays, microseconds.
@@ -127,6 +156,12 @@ pub(crate) struct Plan {
     pub(crate) returned: f64,
     pub(crate) slow: f64,
     pub(crate) keys: u8,
+    pub(crate) routes: u8,
+    /// How often a person asks for something, at each look of the keeper.
+    pub(crate) person: f64,
+    pub(crate) park_after: Duration,
+    /// Rows of one key that the keeper recalls at once.
+    pub(crate) recalls: usize,
     pub(crate) outages: Vec<Outage>,
     pub(crate) sessions: Vec<SessionPlan>,
     /// Writers, by milliseconds.
@@ -162,42 +197,64 @@ impl Plan {
             returned: one_of(rng, &[0.0, 0.0, 0.02, 0.2]),
             slow: one_of(rng, &[0.0, 0.0, 0.02, 0.1]),
             keys,
+            routes: rng.u8(1..=4),
+            person: one_of(rng, &[0.0, 0.05, 0.3]),
+            park_after: Duration::from_secs(one_of(rng, &[6, 20, 600])),
+            recalls: one_of(rng, &[1, 2, 100]),
             outages: Vec::new(),
             sessions: Vec::new(),
             steps: Vec::new(),
         };
-        plan.draw_sessions(rng);
-        let span = plan.sessions.iter().map(|s| s.stop_ms).sum::<u64>().min(30_000);
-        plan.draw_outages(rng, span);
-        let events = one_of(rng, &[3, 10, 30, 80]);
-        plan.steps = Writers::new(rng, keys, read_ahead).run(events, span);
+        // Some queues are ill for long, and the rest is well: what is set aside comes and goes.
+        let ill = rng.f64() < 0.4;
+        if ill {
+            (plan.keys, plan.routes) = (one_of(rng, &[6, 12]), rng.u8(2..=4));
+            (plan.nack, plan.returned) = (one_of(rng, &[0.0, 0.01]), one_of(rng, &[0.0, 0.01]));
+            plan.slow = one_of(rng, &[0.0, 0.02]);
+        }
+        plan.draw_sessions(rng, ill);
+        let stormy = plan.sessions.iter().filter(|s| s.calm.is_none());
+        let span = stormy.map(|s| s.stop_ms).sum::<u64>().min(60_000);
+        plan.draw_outages(rng, span, ill);
+        let calm = plan.sessions.iter().filter(|s| s.calm.is_some()).map(|s| s.stop_ms).sum::<u64>();
+        let events = if ill { 80 } else { one_of(rng, &[3, 10, 30, 80]) };
+        plan.steps = Writers::new(rng, plan.keys, plan.routes, read_ahead).run(events, span + calm);
         plan
     }
 
-    fn draw_sessions(&mut self, rng: &mut Rng) {
+    fn draw_sessions(&mut self, rng: &mut Rng, ill: bool) {
+        let lives = if ill { 10 } else { 1 };
         for _ in 0..rng.usize(1..=4) {
-            let end = match rng.u8(0..8) {
-                0 => End::Stop,
-                1 => End::Abort,
-                2..4 => End::Lane { lane: rng.usize(0..self.lanes), after: rng.u32(1..=30) },
-                4..6 => End::Keeper { after: rng.u32(1..=6), written: rng.bool() },
-                _ => End::Source { after: rng.u32(1..=30) },
+            let end = match rng.u8(0..10) {
+                0..2 => End::Stop,
+                2 => End::Abort,
+                3..5 => End::Lane { lane: rng.usize(0..self.lanes), after: lives * rng.u32(1..=30) },
+                5 => End::Keeper { after: lives * rng.u32(1..=6), aside: false, written: rng.bool() },
+                6..8 => End::Keeper { after: rng.u32(1..=8), aside: true, written: rng.bool() },
+                8 => End::Recall { after: rng.u32(1..=4) },
+                _ => End::Source { after: lives * rng.u32(1..=30) },
             };
+            let stops: &[u64] =
+                if ill { &[15_000, 40_000] } else { &[1, 30, 300, 2_000, 2_000, 15_000, 40_000] };
             self.sessions.push(SessionPlan {
                 process: if rng.f64() < 0.2 { 1 } else { 0 },
                 new_process: rng.f64() < 0.2,
                 promotion: rng.f64() < 0.05,
                 end,
-                stop_ms: one_of(rng, &[1, 30, 300, 2_000, 2_000, 15_000]),
+                stop_ms: one_of(rng, stops),
                 grace_ms: one_of(rng, &[0, 10, 1_000, 20_000]),
                 until_idle: rng.f64() < 0.1,
+                until_quiet: false,
                 calm: None,
                 heals_ms: None,
+                attended: false,
             });
         }
         // Other keys must flow while some are refused for long, and these when they no longer are.
         if rng.f64() < 0.3 {
-            let refused = (0..self.keys).filter(|_| rng.bool()).collect();
+            let keys = (0..self.keys).filter(|_| rng.f64() < 0.3).map(Refuses::Key);
+            let mut refused: Vec<Refuses> = keys.collect();
+            refused.extend((0..self.routes).filter(|_| rng.f64() < 0.3).map(Refuses::Route));
             self.sessions.push(SessionPlan {
                 process: 0,
                 new_process: rng.bool(),
@@ -206,26 +263,31 @@ impl Plan {
                 stop_ms: 60_000,
                 grace_ms: 20_000,
                 until_idle: false,
+                until_quiet: false,
                 calm: Some(refused),
                 heals_ms: rng.bool().then_some(10_000),
+                attended: false,
             });
         }
     }
 
-    fn draw_outages(&mut self, rng: &mut Rng, span: u64) {
-        for _ in 0..rng.usize(0..3) {
+    fn draw_outages(&mut self, rng: &mut Rng, span: u64, ill: bool) {
+        let outages = if ill { 1..5 } else { 0..4 };
+        for _ in 0..rng.usize(outages) {
             let from_ms = rng.u64(0..=span);
-            self.outages.push(Outage {
-                key: rng.u8(0..self.keys),
-                from_ms,
-                until_ms: from_ms + one_of(rng, &[100, 2_000, 20_000]),
-                returns: rng.bool(),
-            });
+            let refuses = match rng.u8(0..9) {
+                0..4 => Refuses::Key(rng.u8(0..self.keys)),
+                4..8 => Refuses::Route(rng.u8(0..self.routes)),
+                _ => Refuses::All,
+            };
+            let long: &[u64] = if ill { &[10_000, 20_000, 60_000] } else { &[100, 2_000, 20_000] };
+            let until_ms = from_ms + one_of(rng, long);
+            self.outages.push(Outage { refuses, from_ms, until_ms });
         }
     }
 }
 
-/// A session in which nothing fails: it must reach the end of everything.
+/// A session in which nothing fails: it must settle everything.
 pub(crate) fn draining(process: usize) -> SessionPlan {
     SessionPlan {
         process,
@@ -235,9 +297,16 @@ pub(crate) fn draining(process: usize) -> SessionPlan {
         stop_ms: 300_000,
         grace_ms: 20_000,
         until_idle: true,
+        until_quiet: false,
         calm: Some(Vec::new()),
         heals_ms: None,
+        attended: false,
     }
+}
+
+/// Another: it must publish all that can go.
+pub(crate) fn closing(process: usize, attended: bool) -> SessionPlan {
+    SessionPlan { until_idle: false, until_quiet: true, attended, ..draining(process) }
 }
 
 /// A transaction that has not ended.
@@ -254,6 +323,9 @@ struct Open {
 struct Writers<'a> {
     rng: &'a mut Rng,
     keys: u8,
+    routes: u8,
+    /// Events of one key that have another routing key than most.
+    mixed: f64,
     read_ahead: usize,
     hot: f64,
     hopeless: f64,
@@ -262,10 +334,11 @@ struct Writers<'a> {
 }
 
 impl<'a> Writers<'a> {
-    fn new(rng: &'a mut Rng, keys: u8, read_ahead: usize) -> Self {
+    fn new(rng: &'a mut Rng, keys: u8, routes: u8, read_ahead: usize) -> Self {
         let hot = one_of(rng, &[0.0, 0.3, 0.8]);
         let hopeless = one_of(rng, &[0.0, 0.0, 0.0, 0.05]);
-        Writers { rng, keys, read_ahead, hot, hopeless, open: Vec::new(), next_tx: 0 }
+        let mixed = one_of(rng, &[0.0, 0.0, 0.2]);
+        Writers { rng, keys, routes, mixed, read_ahead, hot, hopeless, open: Vec::new(), next_tx: 0 }
     }
 
     fn run(mut self, events: usize, span: u64) -> Vec<(u64, Step)> {
@@ -316,9 +389,11 @@ impl<'a> Writers<'a> {
         }
         self.open[index].left -= 1;
         self.open[index].holds.push(key);
-        let hopeless = (self.rng.f64() < self.hopeless)
-            .then(|| if self.rng.bool() { Hopeless::Row } else { Hopeless::Lane });
-        Some(Step::Write { tx, key, size: self.size(), hopeless })
+        let kinds = [Hopeless::Row, Hopeless::Lane, Hopeless::Fatal];
+        let hopeless = (self.rng.f64() < self.hopeless).then(|| one_of(self.rng, &kinds));
+        let mixed = self.rng.f64() < self.mixed;
+        let route = if mixed { self.rng.u8(0..self.routes) } else { key % self.routes };
+        Some(Step::Write { tx, key, route, size: self.size(), hopeless })
     }
 
     fn size(&mut self) -> usize {

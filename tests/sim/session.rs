@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::task::Poll;
 use std::time::Duration;
 
-use statecast::contract::{Commit, Committed, Lsn};
+use statecast::contract::{Commit, Committed, FromKeeper, Lsn, Recall, ToKeeper};
 use statecast::event::assemble::Assembler;
 use statecast::health::Health;
 use statecast::relay::{self, Ended, Ledger, Peers, Settings, Tokens};
@@ -21,43 +21,101 @@ use crate::world::Shared;
 
 /// Time for the parts to end after the relay has.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks of the keeper at what people ask for.
+const ASK_INTERVAL: Duration = Duration::from_millis(700);
+/// Between two looks at how a session goes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for answers after an abort, as the relay has it.
 const SALVAGE: Duration = Duration::from_secs(1);
 
 /// Polls of the relay at one moment of time, at most.
 const POLLS_MAX: u32 = 10_000;
 
-/// Writes what the relay sends. Dies with a write, before or after it, if told so.
-async fn keeper(
-    world: Shared,
-    mut commits: Receiver<Commit>,
-    committed: Sender<Committed>,
-    dies: Option<(u32, bool)>,
-) {
-    let mut number = 0;
-    while let Some(commit) = commits.recv().await {
-        number += 1;
-        let dies = dies.filter(|(after, _)| number >= *after).map(|(_, written)| written);
-        let id = commit.id;
-        let delay = world.lock().commit(commit);
-        sleep(delay).await;
-        if dies == Some(false) {
-            return world.lock().unwritten();
-        }
-        let (floor_seq, delay) = {
-            let mut world = world.lock();
-            let max = world.plan.pace.keeper;
-            (world.written(), world.delay(max))
+/// When the keeper dies.
+#[derive(Clone, Copy)]
+struct Death {
+    end: End,
+    writes: u32,
+    recalls: u32,
+}
+
+impl Death {
+    /// With this write? Then before or after it.
+    fn comes_with(&mut self, commit: &Commit) -> Option<bool> {
+        let is_aside = !commit.set_aside.is_empty() || !commit.changes.is_empty();
+        let End::Keeper { after, aside, written } = self.end else { return None };
+        self.writes += u32::from(is_aside || !aside);
+        (self.writes >= after && (is_aside || !aside)).then_some(written)
+    }
+
+    /// With this recall?
+    fn comes_with_recall(&mut self) -> bool {
+        self.recalls += 1;
+        matches!(self.end, End::Recall { after } if self.recalls >= after)
+    }
+}
+
+/// Writes what the relay sends, serves what is set aside, and tells what people ask for. Dies if told so.
+async fn keeper(world: Shared, mut asked: Receiver<ToKeeper>, answers: Sender<FromKeeper>, end: End) {
+    let mut death = Death { end, writes: 0, recalls: 0 };
+    let mut look_at = Instant::now();
+    loop {
+        let answer = tokio::select! {
+            biased;
+            asked = asked.recv() => match asked {
+                None => return,
+                Some(ToKeeper::Commit(commit)) => write(&world, commit, &mut death).await,
+                Some(ToKeeper::Recall(recall)) => serve(&world, &recall, &mut death).await,
+            },
+            () = sleep_until(look_at) => {
+                look_at = Instant::now() + ASK_INTERVAL;
+                let mut world = world.lock();
+                world.person_looks();
+                Some(FromKeeper::Asked(world.asked()))
+            }
         };
-        sleep(delay).await;
-        if dies == Some(true) {
-            return;
-        }
-        world.lock().session.unanswered = false;
-        if committed.send(Committed { id, floor_seq }).await.is_err() {
+        let Some(answer) = answer else { return };
+        let says = !matches!(&answer, FromKeeper::Asked(asked) if asked.is_empty());
+        if says && answers.send(answer).await.is_err() {
             return;
         }
     }
+}
+
+async fn write(world: &Shared, commit: Commit, death: &mut Death) -> Option<FromKeeper> {
+    let dies = death.comes_with(&commit);
+    let id = commit.id;
+    let delay = world.lock().commit(commit);
+    sleep(delay).await;
+    if dies == Some(false) {
+        world.lock().unwritten();
+        return None;
+    }
+    let ((floor_seq, passed), delay) = {
+        let mut world = world.lock();
+        let max = world.plan.pace.keeper;
+        (world.written(), world.delay(max))
+    };
+    sleep(delay).await;
+    if dies == Some(true) {
+        return None;
+    }
+    world.lock().session.unanswered = false;
+    Some(FromKeeper::Committed(Committed { id, floor_seq, passed }))
+}
+
+async fn serve(world: &Shared, recall: &Recall, death: &mut Death) -> Option<FromKeeper> {
+    let delay = {
+        let mut world = world.lock();
+        let max = world.plan.pace.keeper;
+        world.delay(max)
+    };
+    sleep(delay).await;
+    if death.comes_with_recall() {
+        world.lock().tally.count("recalls without an answer", 1);
+        return None;
+    }
+    Some(FromKeeper::Recalled(world.lock().recall(recall)))
 }
 
 /// What the source could tell the server.
@@ -73,7 +131,11 @@ impl crate::world::World {
     fn commit(&mut self, commit: Commit) -> Duration {
         self.take_confirms();
         self.note(0, || {
-            format!("commit {}: {} confirmed, {:?}", commit.id, commit.confirmed, commit.position)
+            let (rows, changes) = (&commit.set_aside, &commit.changes);
+            format!(
+                "commit {}: {} passed, {:?}, {rows:?}, {changes:?}",
+                commit.id, commit.passed, commit.position
+            )
         });
         self.check_commit(&commit);
         let w = self.outbox.take_xid();
@@ -100,13 +162,9 @@ fn start(world: &Shared, plan: &SessionPlan, over: &CancellationToken, parts: &m
         };
         parts.spawn(broker::lane(world.clone(), lane, rx, outcomes_tx.clone(), dies_after));
     }
-    let (commits, commits_rx) = mpsc::channel(1);
-    let (committed_tx, committed) = mpsc::channel(1);
-    let dies = match plan.end {
-        End::Keeper { after, written } => Some((after, written)),
-        _ => None,
-    };
-    parts.spawn(keeper(world.clone(), commits_rx, committed_tx, dies));
+    let (commits, commits_rx) = mpsc::channel(2);
+    let (committed_tx, committed) = mpsc::channel(4);
+    parts.spawn(keeper(world.clone(), commits_rx, committed_tx, plan.end));
 
     let (input_tx, input) = mpsc::channel(2);
     let (refetched_tx, refetched) = mpsc::channel(1);
@@ -133,7 +191,8 @@ fn start(world: &Shared, plan: &SessionPlan, over: &CancellationToken, parts: &m
 }
 
 fn settings(world: &Shared, plan: &SessionPlan) -> Settings {
-    let world = world.lock();
+    let mut world = world.lock();
+    let careful = std::mem::take(&mut world.careful);
     Settings {
         read_ahead: world.plan.read_ahead,
         window: world.plan.window,
@@ -142,8 +201,10 @@ fn settings(world: &Shared, plan: &SessionPlan) -> Settings {
         grace: Duration::from_millis(plan.grace_ms),
         confirm_timeout: Duration::from_secs(30),
         exchange: "events".into(),
-        careful: 0,
+        careful: if careful { world.plan.window * world.plan.lanes } else { 0 },
         floor_seq: world.outbox.cursor.floor_seq,
+        park_after: world.plan.park_after,
+        aside: world.aside(),
     }
 }
 
@@ -177,7 +238,7 @@ pub(crate) async fn run(
         world.begin(plan);
         (world.outbox.cursor.clone(), world.timeline, world.metrics.clone(), world.failed.clone())
     };
-    ledger.begin((7, timeline), &cursor.position, cursor.confirmed, cursor.max_seq);
+    ledger.begin((7, timeline), &cursor.position, cursor.passed, cursor.max_seq);
     let (over, stop, abort) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut parts = JoinSet::new();
     let peers = start(world, plan, &over, &mut parts);
@@ -186,9 +247,10 @@ pub(crate) async fn run(
     let stop_at = Instant::now() + Duration::from_millis(plan.stop_ms);
     let mut limit = stop_at + grace.max(SALVAGE) + Duration::from_secs(1);
     let mut told = false;
+    let mut look_at = Instant::now();
     let ended = {
-        let settings = settings(world, plan);
-        let relaying = relay::run(peers, ledger, assembler, settings, metrics, Health::new(), tokens);
+        let (settings, health) = (settings(world, plan), Health::new());
+        let relaying = relay::run(peers, ledger, assembler, settings, metrics, health.clone(), tokens);
         let mut relaying = std::pin::pin!(moving(world, relaying));
         loop {
             tokio::select! {
@@ -202,6 +264,16 @@ pub(crate) async fn run(
                 () = sleep_until(stop_at), if !told => {
                     told = true;
                     if plan.end == End::Abort { abort.cancel() } else { stop.cancel() }
+                }
+                () = sleep_until(look_at) => {
+                    look_at = Instant::now() + LOOK_INTERVAL;
+                    let mut world = world.lock();
+                    if health.report().reasons.iter().any(|reason| reason.component == "outage") {
+                        world.session.outage_at = Some(Instant::now());
+                    }
+                    if plan.until_quiet && world.is_quiet() {
+                        stop.cancel();
+                    }
                 }
                 () = sleep_until(limit) => {
                     world.lock().fail(0, "the relay does not end".into());
@@ -227,13 +299,12 @@ impl crate::world::World {
         let broken = matches!(ended, Ended::PeerGone(_));
         self.tally.count("sessions broken off", usize::from(broken));
         self.note(0, || format!("ended: {ended:?}"));
-        let (position, confirmed) = ledger.position();
-        self.check_position(&position, confirmed);
+        let (position, passed) = ledger.position();
+        self.check_position(&position, passed);
         let cursor = &self.outbox.cursor;
-        let behind = (&cursor.position, cursor.confirmed) != (&position, confirmed);
+        let behind = (&cursor.position, cursor.passed) != (&position, passed);
         match ended {
             Ended::PeerGone(part) if part.contains("bound") => self.fail(0, (*part).to_owned()),
-            Ended::Unpublishable(unpublishable) => self.check_unpublishable(unpublishable),
             Ended::Stopped if in_time && self.session.taken < self.session.confirms.len() => {
                 self.fail(0, "stopped in time, and confirms are not taken".into());
             }
@@ -243,6 +314,7 @@ impl crate::world::World {
             Ended::Stopped if behind && in_time => {
                 self.fail(0, format!("stopped in time, and the cursor row is behind: {position:?}"));
             }
+            Ended::Stopped if in_time => self.check_nothing_unwritten(),
             _ => {}
         }
     }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 /// What must have happened.
-const EXPECTED: [&str; 21] = [
+const EXPECTED: [&str; 40] = [
+    "calm sessions in an outage",
+    "calm sessions that the cursor was judged in",
     "cursor writes",
     "cursor writes without an answer",
     "events",
@@ -16,15 +18,32 @@ const EXPECTED: [&str; 21] = [
     "events published again",
     "events read after later ones",
     "events streamed",
-    "hopeless events",
+    "hopeless events mended",
+    "keys set aside",
     "messages lost with a connection",
     "messages refused",
+    "recalls",
+    "recalls without an answer",
+    "requests",
+    "requests refused",
+    "rows confirmed in the table",
+    "rows discarded",
     "rows fetched again",
+    "rows parked at once",
+    "rows parked when they were tried",
+    "rows passed in the table",
+    "rows queued",
+    "rows read again that are set aside",
+    "rows recalled",
+    "rows refused again",
+    "rows retried",
     "sessions",
     "sessions broken off",
     "streams",
     "streams that end within a transaction",
     "streams that miss rows",
+    "unroutable rows parked",
+    "writes about what is set aside without an answer",
 ];
 
 /// How often each of these happened.

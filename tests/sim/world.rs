@@ -11,9 +11,11 @@ use statecast::metrics::Metrics;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::aside::Refusals;
 use crate::holds::Holds;
 use crate::outbox::Outbox;
-use crate::plan::{PROCESSES, Plan, SessionPlan};
+use crate::plan::{Hopeless, PROCESSES, Plan, Refuses, SessionPlan};
+use crate::table::Table;
 use crate::tally::Tally;
 
 /// The world, shared by the tasks of one thread.
@@ -58,6 +60,14 @@ pub(crate) struct Fate {
     pub(crate) came: usize,
     /// Handed to this session's relay.
     pub(crate) handed: bool,
+    /// Listed by a page that this session's relay takes.
+    pub(crate) listed: bool,
+    /// Recalled by this session's relay.
+    pub(crate) recalled: bool,
+    /// A person gave it up, and that is written.
+    pub(crate) discarded: bool,
+    /// What kept it from going when it was written.
+    pub(crate) hopeless: Option<Hopeless>,
     /// Asked for again, not yet served.
     pub(crate) wanted: bool,
     /// With a lane, without an outcome.
@@ -114,8 +124,13 @@ pub(crate) struct Session {
     pub(crate) page_bytes_max: usize,
     pub(crate) holds: Holds,
     pub(crate) process: usize,
-    pub(crate) calm: Option<Vec<u8>>,
+    pub(crate) calm: Option<Vec<Refuses>>,
     pub(crate) heals_at: Option<Instant>,
+    pub(crate) attended: bool,
+    pub(crate) refusals: Refusals,
+    /// When the relay last said that there is an outage, and when it was last told of a confirm.
+    pub(crate) outage_at: Option<Instant>,
+    pub(crate) confirmed_at: Option<Instant>,
     pub(crate) stream: StreamState,
     /// Streams (of all sessions) that missed a row in this one.
     pub(crate) broken_streams: Vec<usize>,
@@ -126,13 +141,16 @@ pub(crate) struct Session {
     pub(crate) writing: Option<(Xid, Commit)>,
     pub(crate) unanswered: bool,
     pub(crate) last_commit: Option<(u64, Instant)>,
-    pub(crate) hurried: bool,
+    pub(crate) last_is_aside: bool,
+    /// Commits in a row that came too early to be any but the last.
+    pub(crate) hurried: u32,
 }
 
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) rng: Rng,
     pub(crate) outbox: Outbox,
+    pub(crate) table: Table,
     pub(crate) began: Instant,
     pub(crate) fates: Vec<Fate>,
     /// Keys that were refused once: pipelined order is lost there.
@@ -147,6 +165,8 @@ pub(crate) struct World {
     /// The server's, and the one that each process saw last.
     pub(crate) timeline: i32,
     pub(crate) timelines: [Option<i32>; PROCESSES],
+    /// The broker has closed a connection over a message, and nobody knows which: the next session finds out.
+    pub(crate) careful: bool,
     pub(crate) tally: Tally,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) confirmed_before: u64,
@@ -168,6 +188,7 @@ impl World {
             plan,
             rng,
             outbox,
+            table: Table::default(),
             began: Instant::now(),
             fates: Vec::new(),
             committed_at: Vec::new(),
@@ -177,6 +198,7 @@ impl World {
             failed: CancellationToken::new(),
             timeline: 1,
             timelines: [None; PROCESSES],
+            careful: false,
             tally: Tally::default(),
             confirmed_before: metrics.events_confirmed.get(),
             streams: 0,
@@ -197,7 +219,10 @@ impl World {
             self.note(seq, || format!("commits: {row:?}"));
             self.committed_at.push((seq, self.began.elapsed()));
         }
-        self.fates.resize(self.outbox.rows.len() + 1, Fate::default());
+        for seq in self.fates.len()..=self.outbox.rows.len() {
+            let hopeless = seq.checked_sub(1).and_then(|index| self.outbox.rows[index].hopeless);
+            self.fates.push(Fate { hopeless, ..Fate::default() });
+        }
     }
 
     /// When the last writer is done.
@@ -242,6 +267,7 @@ impl World {
         for fate in &mut self.fates {
             fate.known[plan.process] &= !forgets;
             (fate.handed, fate.wanted, fate.at_lane, fate.late) = (false, false, false, false);
+            (fate.listed, fate.recalled) = (false, false);
         }
         self.confirmed_before = self.metrics.events_confirmed.get();
         let heals_at = plan.heals_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
@@ -250,6 +276,7 @@ impl World {
             lanes,
             heals_at,
             calm: plan.calm.clone(),
+            attended: plan.attended,
             process: plan.process,
             missed_before: self.metrics.wal_missed.get(),
             ..Session::default()
@@ -265,6 +292,8 @@ impl World {
         self.check_missed();
         let lost = self.session.unanswered && self.session.writing.is_none();
         self.tally.count("cursor writes without an answer", usize::from(lost));
+        let about = usize::from(lost && self.session.last_is_aside);
+        self.tally.count("writes about what is set aside without an answer", about);
         for lane in 0..self.session.lanes.len() {
             self.cut(lane);
         }
@@ -335,18 +364,22 @@ impl World {
             if outcome.result == statecast::contract::Published::Confirmed {
                 fate.confirmed = true;
                 self.session.confirms.push(seq);
+                self.session.confirmed_at = Some(Instant::now());
             }
             self.session.holds.goes(came);
         }
     }
 
-    /// The cursor write is in the database.
-    pub(crate) fn written(&mut self) -> Seq {
-        let Some((w, commit)) = self.session.writing.take() else { return 0 };
+    /// The cursor write is in the database. Its floor, and what it passed of what is set aside.
+    pub(crate) fn written(&mut self) -> (Seq, Vec<Seq>) {
+        let Some((w, commit)) = self.session.writing.take() else { return (0, Vec::new()) };
         self.check_forward(&commit.position);
         self.tally.count("cursor writes", 1);
-        self.note(0, || format!("cursor row: {} confirmed, {:?}", commit.confirmed, commit.position));
-        self.outbox.write_cursor(w, &commit)
+        self.note(0, || format!("cursor row: {} passed, {:?}", commit.passed, commit.position));
+        let floor_seq = self.outbox.write_cursor(w, &commit);
+        let passed = self.write_table(&commit);
+        self.check_books();
+        (floor_seq, passed)
     }
 
     /// The keeper's transaction is rolled back.

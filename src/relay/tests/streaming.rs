@@ -3,124 +3,9 @@
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::super::seqs::BLOCKS_MAX;
+use super::bench::{Bench, ev, events, first_window};
 use super::*;
-use crate::contract::Streamed;
-
-/// A server.
-const HERE: (i64, i32) = (7, 1);
-
-/// The relay's state, and the other ends of its channels.
-struct Bench<'a> {
-    state: State<'a>,
-    metrics: Arc<Metrics>,
-    lane: Receiver<LaneBatch>,
-    fetch: Receiver<Fetch>,
-    missing: Receiver<Missing>,
-    settled: watch::Receiver<Lsn>,
-}
-
-impl<'a> Bench<'a> {
-    /// A session begins, at the start of everything.
-    fn new(ledger: &'a mut Ledger, assembler: &'a Assembler) -> Self {
-        let start =
-            crate::contract::Position { snapshot: Arc::new(Snapshot::NOTHING), prune_seq: 0, window: None };
-        ledger.begin(HERE, &start, 0, 0);
-        let (lane_tx, lane) = mpsc::channel(100);
-        let (fetch_tx, fetch) = mpsc::channel(1);
-        let (missing_tx, missing) = mpsc::channel(1);
-        let (settled_tx, settled) = watch::channel(0);
-        let peers = Peers {
-            input: mpsc::channel(1).1,
-            fetch: fetch_tx,
-            refetched: mpsc::channel(1).1,
-            missing: missing_tx,
-            settled: settled_tx,
-            lanes: vec![lane_tx],
-            outcomes: mpsc::channel(1).1,
-            commits: mpsc::channel(1).0,
-            committed: mpsc::channel(1).1,
-        };
-        let metrics = Metrics::new("test");
-        let state = State::new(peers, ledger, assembler, settings(1_000_000), metrics.clone(), Health::new());
-        Bench { state, metrics, lane, fetch, missing, settled }
-    }
-
-    fn input(&mut self, input: Input) {
-        self.state.on_input(input).unwrap();
-        self.state.dispatch().unwrap();
-    }
-
-    fn stream(&mut self, stream: u64, events: Vec<Event>, upto: Lsn) {
-        self.input(Input::Streamed(Streamed { stream, events, upto }));
-    }
-
-    fn poll(&mut self, window: &Arc<Window>, events: Vec<Event>) {
-        let seqs: Vec<Seq> = events.iter().map(|event| event.seq).collect();
-        self.input(Input::Rows(Batch { events, late: None }));
-        self.input(Input::Page(Page { window: window.clone(), seqs, last: true }));
-    }
-
-    /// Lists rows; what the relay misses.
-    fn list(&mut self, window: &Arc<Window>, seqs: &[Seq], last: bool) -> Vec<Seq> {
-        self.input(Input::Listed(Page { window: window.clone(), seqs: seqs.to_vec(), last }));
-        let missing = self.missing.try_recv().unwrap();
-        assert_eq!(missing.window, window.id);
-        missing.seqs
-    }
-
-    /// What the lane was given since it was last asked.
-    fn sent(&mut self) -> Vec<Arc<Message>> {
-        std::iter::from_fn(|| self.lane.try_recv().ok()).flatten().collect()
-    }
-
-    fn sent_seqs(&mut self) -> Vec<Seq> {
-        self.sent().iter().map(|message| message.seq).collect()
-    }
-
-    fn answer(&mut self, message: Arc<Message>, result: Published) {
-        self.state.on_outcomes(vec![Outcome { message, result, took: Duration::ZERO }]);
-        self.state.dispatch().unwrap();
-    }
-
-    /// Confirms all that is sent, and what is sent then.
-    fn confirm_all(&mut self) -> Vec<Seq> {
-        let mut seqs = Vec::new();
-        loop {
-            let sent = self.sent();
-            if sent.is_empty() {
-                return seqs;
-            }
-            for message in sent {
-                seqs.push(message.seq);
-                self.answer(message, Published::Confirmed);
-            }
-        }
-    }
-
-    fn settled(&self) -> Lsn {
-        *self.settled.borrow()
-    }
-
-    /// Rows counted before the position, and the last row of a window in progress.
-    fn position(&self) -> (i64, Option<Seq>) {
-        let (position, confirmed) = self.state.ledger.position();
-        (confirmed, position.window.map(|window| window.seq))
-    }
-}
-
-fn ev(seq: Seq) -> Event {
-    event(seq, &format!("key {seq}"), 10)
-}
-
-fn events(seqs: impl IntoIterator<Item = Seq>) -> Vec<Event> {
-    seqs.into_iter().map(ev).collect()
-}
-
-/// The rows of transaction 3 and more.
-fn first_window(id: u64) -> Arc<Window> {
-    let (from, upper) = (Arc::new(Snapshot::NOTHING), Arc::new("9:9:".parse().unwrap()));
-    Arc::new(Window { id, from, upper, prune_seq: 0, ceil: 100, after_seq: 0, fresh: true })
-}
+use crate::contract::Committed;
 
 #[test]
 fn a_streamed_row_counts_once_when_its_page_lists_it() {
@@ -329,7 +214,7 @@ fn without_room_to_remember_the_stream_is_refused_and_nothing_is_forgotten() {
     // Repeats, with the same ids, and never a loss.
     bench.poll(&first_window(1), events(1..=3));
     assert_eq!((bench.confirm_all(), bench.position()), (vec![1, 2, 3], (3, None)));
-    bench.state.on_committed(Committed { id: 1, floor_seq: row(BLOCKS_MAX) });
+    bench.state.on_committed(&Committed { id: 1, floor_seq: row(BLOCKS_MAX), passed: Vec::new() });
     bench.stream(2, events([4]), 300);
     assert_eq!((bench.confirm_all(), bench.state.ledger.ahead()), (vec![4], 1));
 }
@@ -356,24 +241,4 @@ fn rows_that_no_page_has_listed_are_pending() {
     bench.confirm_all();
     bench.state.report();
     assert_eq!(bench.metrics.events_pending.get(), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_streamed_event_that_can_never_go_ends_the_session_without_its_page() {
-    let too_large: Answer = |message| match message.seq {
-        2 => Published::TooLarge { reason: "over the limit".into() },
-        _ => Published::Confirmed,
-    };
-    let mut invalid = ev(2);
-    invalid.recorded_at_us = i64::MAX;
-    for hopeless in [invalid, ev(2)] {
-        let mut ledger = Ledger::default();
-        let mut input = vec![Input::Streamed(Streamed { stream: 1, events: vec![ev(1), hopeless], upto: 9 })];
-        // A stream that never ends, as far as this test goes.
-        let endless = |seq| Input::Streamed(Streamed { stream: 1, events: vec![ev(seq)], upto: 9 });
-        input.extend((3..500).map(endless));
-        let ended = relay(&mut ledger, settings(1_000_000), input, too_large).await;
-        assert!(matches!(&ended, Ended::Unpublishable(u) if u.seq == 2), "{ended:?}");
-        assert!(ledger.ahead() < 100, "{} more were taken", ledger.ahead());
-    }
 }
