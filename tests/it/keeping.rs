@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use crate::pg::{config, login};
-use crate::servers::{connect, fresh_database, postgres, unique};
+use crate::servers::{connect, fresh_database, unique};
 
 pub(crate) const PIPELINE: &str = "books";
 /// For one answer; only a fault lasts so long.
@@ -75,6 +75,8 @@ pub(crate) struct Keeping {
     /// As the relay's login.
     pub(crate) url: String,
     /// As a superuser.
+    owner_url: String,
+    /// As a superuser.
     pub(crate) client: Client,
     pub(crate) claim: Claim,
     leading: Option<Leading>,
@@ -83,8 +85,13 @@ pub(crate) struct Keeping {
 }
 
 impl Keeping {
+    /// In a new database of the shared server.
     pub(crate) async fn new() -> Keeping {
-        let url = fresh_database().await;
+        Keeping::on(fresh_database().await).await
+    }
+
+    /// In an empty database.
+    pub(crate) async fn on(url: String) -> Keeping {
         let (mut installer, guard) = open(&config(&url), "installer").await.unwrap();
         install::install(&mut installer, 1000).await.unwrap();
         drop((installer, guard));
@@ -92,13 +99,13 @@ impl Keeping {
         let relay = login(&url, &role, "", &format!("GRANT statecast_relay TO {role}")).await;
         let client = connect(&url).await.unwrap();
         let (claim, leading) = lead(&relay).await;
-        Keeping { url: relay, client, claim, leading: Some(leading), asked: VecDeque::new(), next: 1 }
+        let asked = VecDeque::new();
+        Keeping { url: relay, owner_url: url, client, claim, leading: Some(leading), asked, next: 1 }
     }
 
     /// Another connection of a superuser.
     pub(crate) async fn superuser(&self) -> Client {
-        let database = self.texts("SELECT current_database()::text", &[]).await.remove(0);
-        connect(&postgres().await.url(&database)).await.unwrap()
+        connect(&self.owner_url).await.unwrap()
     }
 
     /// The session ends in good order, and the next one takes over.

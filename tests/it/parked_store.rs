@@ -187,7 +187,7 @@ async fn rows_are_set_aside_changed_and_passed_in_one_commit() {
     }
     let set_aside = vec![waiting(1, 1, NACK), waiting(2, 2, NACK), queued(3, 2)];
     let changes = vec![change(1, Became::Discarded), change(2, Became::Retry)];
-    let commit = Commit { set_aside, changes, unpassed: false, ..keeping.pass_all().await };
+    let commit = Commit { set_aside, changes, unpassed: true, ..keeping.pass_all().await };
     assert_eq!(keeping.commit(commit).await.passed, [1, 2, 3]);
     assert_eq!(keeping.rows().await, ["2 retry passed", "3 queued passed"]);
     assert_eq!((keeping.books().await, keeping.wrong().await), ((1, 2, 1), vec![]));
