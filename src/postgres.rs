@@ -8,7 +8,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use rustls::ClientConfig;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
@@ -26,6 +26,24 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_RETRIES: u32 = 3;
 /// Unacknowledged data older than this ends the connection: a peer that vanished is noticed.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same for the server's end of a connection, as settings of its session: a backend whose client has vanished lets go
+/// of its locks after these times, and not after the hours that systems wait by default.
+pub(crate) fn server_keepalives() -> [(&'static str, String); 3] {
+    [
+        ("tcp_keepalives_idle", KEEPALIVE_IDLE.as_secs().to_string()),
+        ("tcp_keepalives_interval", KEEPALIVE_INTERVAL.as_secs().to_string()),
+        ("tcp_keepalives_count", KEEPALIVE_RETRIES.to_string()),
+    ]
+}
+
+/// Sets them. (Not at the start of the connection: poolers refuse what they do not know there.) `tcp_user_timeout` would
+/// also end a connection whose client does not read for so long, as that of a stream may do; these clients read always.
+async fn set_up(client: &Client) -> Result<(), tokio_postgres::Error> {
+    let mut settings = server_keepalives().map(|(name, value)| format!("SET {name} = {value}")).to_vec();
+    settings.push(format!("SET tcp_user_timeout = {}", TCP_USER_TIMEOUT.as_millis()));
+    client.batch_execute(&settings.join("; ")).await
+}
 
 /// Why there is no connection. Says where (never the password) and what to do; the cause is the source.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +109,15 @@ pub enum PgError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// A standby, or a database that is set to read-only.
+    #[error("PostgreSQL at {at} takes no writes: name the primary, or all servers, in postgres.url")]
+    ReadOnly {
+        /// host:port.
+        at: String,
+        /// The client's error.
+        #[source]
+        source: tokio_postgres::Error,
+    },
     /// Anything else: not there, starting, shutting down.
     #[error("cannot connect to PostgreSQL at {at} (does it run, and is postgres.url right?)")]
     Connect {
@@ -120,6 +147,7 @@ impl PgError {
             | PgError::Handshake { source, .. }
             | PgError::ClientCertificate { source, .. }
             | PgError::Login { source, .. }
+            | PgError::ReadOnly { source, .. }
             | PgError::Connect { source, .. } => source.code(),
             PgError::Url(_) | PgError::Tls(_) | PgError::Timeout { .. } | PgError::Pool(_) => None,
         }
@@ -164,8 +192,12 @@ pub async fn connect(cfg: &config::Postgres, application_name: &str) -> Result<(
     let settings = Settings::new(cfg, application_name)?;
     let hosts = settings.config.get_hosts().len().max(settings.config.get_hostaddrs().len()).max(1);
     let patience = CONNECT_TIMEOUT * u32::try_from(hosts).unwrap_or(u32::MAX);
-    let connected = tokio::time::timeout(patience, settings.connect()).await;
-    match connected {
+    let connecting = async {
+        let (client, guard) = settings.connect().await?;
+        set_up(&client).await?;
+        Ok((client, guard))
+    };
+    match tokio::time::timeout(patience, connecting).await {
         Ok(Ok(pair)) => Ok(pair),
         Ok(Err(error)) => Err(settings.explain(error)),
         Err(_) => Err(PgError::Timeout { at: settings.at() }),
@@ -192,6 +224,9 @@ pub fn pool(cfg: &config::Postgres, application_name: &str, size: usize) -> Resu
         .wait_timeout(Some(CONNECT_TIMEOUT))
         .create_timeout(Some(CONNECT_TIMEOUT))
         .recycle_timeout(Some(CONNECT_TIMEOUT))
+        .post_create(Hook::async_fn(|client, _| {
+            Box::pin(async move { set_up(client).await.map_err(HookError::Backend) })
+        }))
         .build()
         .map_err(PgError::Pool)
 }
@@ -281,9 +316,12 @@ impl Settings {
             }
             return PgError::Connect { at, source };
         }
+        // tokio-postgres has no kinds to match on, only these texts.
+        let text = chain(&source);
+        if text.contains("does not allow writes") {
+            return PgError::ReadOnly { at, source };
+        }
         if self.tls.is_some() {
-            let text = chain(&source);
-            // tokio-postgres has no kinds to match on, only these texts.
             if text.contains("server does not support TLS") {
                 return PgError::NotOffered { at, source };
             }

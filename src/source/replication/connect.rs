@@ -24,7 +24,7 @@ use super::authentication::{self, Login, Session};
 use super::error::ReplicationError;
 use super::wire::{Socket, Wire};
 use super::{STARTUP_MAX_BYTES, WAL_SENDER_TIMEOUT};
-use crate::postgres::{CONNECT_TIMEOUT, Settings};
+use crate::postgres::{CONNECT_TIMEOUT, Settings, server_keepalives};
 use crate::tls;
 
 /// One entry of the list of hosts.
@@ -263,6 +263,10 @@ async fn login(
         ("wal_sender_timeout", &wal_sender_timeout),
         ("application_name", application_name),
     ];
+    // The server's end while nothing is on its way. While something is, `wal_sender_timeout` finds a client that has
+    // vanished, and leaves alone one that does not read for a while.
+    let keepalives = server_keepalives();
+    parameters.extend(keepalives.iter().map(|(name, value)| (*name, value.as_str())));
     parameters.extend(config.get_dbname().map(|name| ("database", name)));
     parameters.extend(config.get_options().map(|options| ("options", options)));
     let mut wire = Wire::new(socket, at.to_owned(), STARTUP_MAX_BYTES);
