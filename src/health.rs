@@ -128,7 +128,7 @@ impl Health {
     /// The state now.
     pub fn report(&self) -> Report {
         let state = self.lock();
-        let reasons: Vec<Reason> = state
+        let mut reasons: Vec<Reason> = state
             .reasons
             .iter()
             .map(|(component, (severity, text))| Reason {
@@ -138,6 +138,11 @@ impl Health {
             })
             .collect();
         let blocked = reasons.iter().any(|reason| reason.severity == Severity::NotReady);
+        if state.role == Role::Starting && !blocked {
+            // Whoever asks why is always told.
+            let text = "connecting to PostgreSQL and RabbitMQ".to_owned();
+            reasons.push(Reason { component: "starting", severity: Severity::NotReady, text });
+        }
         Report { ready: state.role != Role::Starting && !blocked, role: state.role, reasons }
     }
 
@@ -165,7 +170,8 @@ mod tests {
     #[test]
     fn ready_needs_a_role_and_no_reason() {
         let health = Health::new();
-        assert!(!health.report().ready, "starting");
+        let report = health.report();
+        assert_eq!((report.ready, report.reasons[0].component), (false, "starting"));
         health.set_role(Role::Standby);
         assert!(health.report().ready);
         health.set_role(Role::Leader);

@@ -10,15 +10,17 @@
 //! ```
 //!
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
-//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `health` and `metrics` are leaves that any of
-//! them may use.
+//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `health` and `metrics` are
+//! leaves that any of them may use.
 
 pub mod app;
+pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod event;
 pub mod event_row;
+pub mod gate;
 pub mod health;
 pub mod http;
 pub mod logging;

@@ -119,7 +119,7 @@ pub struct Sessions {
     pub transient: IntCounter,
     /// A failure that cannot heal: the process ends.
     pub permanent: IntCounter,
-    /// Another relay leads now.
+    /// The lease was lost, or another relay leads.
     pub lease_lost: IntCounter,
 }
 

@@ -1,10 +1,13 @@
 //! Builds the parts and runs sessions, one after another, until it is stopped or cannot go on.
 //!
-//! A *session* is one run over its connections ([`session`]). When one fails, [`classify()`] says whether trying again can
+//! A *session* is one run over its connections ([`session`]). When one fails, [`classify`] says whether trying again can
 //! help; if so the next one starts from the cursor after a back-off. There is no other recovery path.
 
 pub mod classify;
+pub mod kinds;
+mod lead;
 pub mod session;
+mod standby;
 pub mod upkeep;
 
 use std::sync::Arc;
@@ -20,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::relay::{Ended, Ledger};
 use crate::store::cursor::Start;
 use crate::tls;
-use classify::{Class, SessionError, classify};
+use classify::{Class, SessionError, kind};
 
 /// First pause between sessions.
 const BACK_OFF_MIN: Duration = Duration::from_millis(200);
@@ -80,18 +83,20 @@ pub async fn run(context: Context, stop: CancellationToken) -> Result<(), Sessio
             context.metrics.sessions.stopped.inc();
             return Ok(());
         }
-        match classify(&error) {
+        let kind = kind(&error).row();
+        match kind.class {
             Class::Permanent => {
                 context.metrics.sessions.permanent.inc();
                 return Err(error);
             }
+            Class::LeaseLost => context.metrics.sessions.lease_lost.inc(),
             Class::Transient => context.metrics.sessions.transient.inc(),
         }
         if began.elapsed() > GOOD_SESSION {
             pauses = back_off();
         }
         let pause = pauses.next().unwrap_or(BACK_OFF_MAX);
-        tracing::warn!(retry_in_ms = pause.as_millis() as u64, "session ended: {text}");
+        tracing::warn!(kind = kind.name, retry_in_ms = pause.as_millis() as u64, "session ended: {text}");
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}

@@ -7,34 +7,31 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::SessionError;
+use super::lead::{self, ANSWER_TIMEOUT, Lead, answered};
 use super::{Context, upkeep};
+use crate::backend::Part;
 use crate::config::Mode;
 use crate::contract::{FromKeeper, LaneBatch, ToKeeper};
 use crate::event::assemble::Assembler;
 use crate::health::Role;
 use crate::postgres;
-use crate::relay::memory::History;
 use crate::relay::{self, Ended, Ledger, Peers};
+use crate::sink::SinkError;
 use crate::sink::lane::Lane;
 use crate::source::poll::{self, Ends, Reader};
 use crate::source::wal;
 use crate::store::cursor::{self, Claim};
 use crate::store::keeper::Keeper;
+use crate::store::lease;
 use crate::store::preflight;
 
-/// How often a standby tries to lead.
-const LEAD_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for the parts to end after the relay has.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// For PostgreSQL to answer what a session asks before its parts run. More than their `statement_timeout`.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// The same for the claim, which may count a whole outbox (`--from now`).
-const CLAIM_TIMEOUT: Duration = Duration::from_secs(11 * 60);
 /// For a lane to open. More than its fence waits for a dead predecessor.
 const LANE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Messages between source and relay: a page is two.
@@ -50,14 +47,6 @@ const PAGE_SHARE: u64 = 8;
 
 /// The tasks of a session; when the set is dropped they are aborted.
 type Parts = JoinSet<Result<(), SessionError>>;
-
-/// A leader's claim on the pipeline, with the connection that holds it.
-struct Lead {
-    client: Client,
-    guard: postgres::Guard,
-    claim: Claim,
-    history: History,
-}
 
 /// What a session has open besides.
 struct Opened {
@@ -84,87 +73,56 @@ pub async fn run(
 
 /// Up to the first event: leads, opens the lanes, connects the source.
 async fn begin(context: &Context, ledger: &mut Ledger) -> Result<(Lead, Opened), SessionError> {
-    let config = &context.config;
-    let lead = lead(context).await?;
+    let name = &context.config.name;
+    let lead = lead::lead(context).await?;
     let claim = &lead.claim;
     if claim.new_timeline {
         tracing::warn!("the server's timeline has changed; the sequence was moved ahead");
     }
-    let clearing =
-        async { wal::slot::take_over(&lead.client, &config.name).await.map_err(SessionError::Setup) };
-    match answered("ends its predecessor's stream", ANSWER_TIMEOUT, clearing).await? {
-        0 => {}
-        left => tracing::warn!(walsenders = left, "a dead relay's replication slot is still there"),
-    }
     ledger.begin(lead.history, &claim.position, claim.passed, claim.max_seq);
-    let lanes = open_lanes(context, claim).await?;
+    // The broker may take its time over a dead predecessor, and another standby must not take that for ours.
+    let opened = tokio::select! {
+        biased;
+        opened = open(context, &lead) => opened?,
+        error = lead.keep(name) => return Err(error),
+    };
+    Ok((lead, opened))
+}
+
+/// Clears away what a former leader has left, takes the fences and connects the source.
+async fn open(context: &Context, lead: &Lead) -> Result<Opened, SessionError> {
+    let config = &context.config;
+    let (client, claim) = (&lead.client, &lead.claim);
+    lead.clear(&config.name).await?;
+    let lanes = open_lanes(context, lead).await?;
     let count = config.rabbitmq.lanes as i32;
-    let noting = cursor::set_lanes(&lead.client, &config.name, claim.epoch, count);
+    let noting = cursor::set_lanes(client, &config.name, claim.epoch, count);
     answered("notes its lanes", ANSWER_TIMEOUT, noting).await?;
-    let name = format!("statecast {} source", config.name);
-    let source = postgres::connect(&config.postgres, &name).await?;
+    let source = postgres::connect(&config.postgres, &Part::Source.application_name(&config.name)).await?;
     let found =
         answered("looks at the source's server", ANSWER_TIMEOUT, preflight::system(&source.0)).await?;
     if found != lead.history {
         return Err(SessionError::TwoServers { leader: lead.history, source_server: found });
     }
-    Ok((lead, Opened { lanes, source }))
+    let pid = async {
+        let row = source.0.query_one("SELECT pg_backend_pid()", &[]).await;
+        row.and_then(|row| row.try_get::<_, i32>(0)).map_err(SessionError::Setup)
+    };
+    let pid = answered("looks at the source's server", ANSWER_TIMEOUT, pid).await?;
+    let noting = lease::note_source(client, &config.name, claim.epoch, pid);
+    answered("notes its backends", ANSWER_TIMEOUT, noting).await?;
+    Ok(Opened { lanes, source })
 }
 
-/// The answer, if there is one in time.
-async fn answered<T, E: Into<SessionError>>(
-    doing: &'static str,
-    limit: Duration,
-    question: impl Future<Output = Result<T, E>>,
-) -> Result<T, SessionError> {
-    match timeout(limit, question).await {
-        Ok(answer) => answer.map_err(Into::into),
-        Err(_) => Err(SessionError::Silent { doing, limit }),
-    }
-}
-
-/// Connects, looks at the server, waits to be the leader and claims the cursor row.
-async fn lead(context: &Context) -> Result<Lead, SessionError> {
-    let config = &context.config;
-    let (mut client, guard) =
-        postgres::connect(&config.postgres, &format!("statecast {} keeper", config.name)).await?;
-    let settings = client.batch_execute(
-        "SET synchronous_commit = local; SET lock_timeout = '5s'; SET statement_timeout = '10s';
-         SET idle_in_transaction_session_timeout = '30s'",
-    );
-    answered("is set up", ANSWER_TIMEOUT, async { settings.await.map_err(SessionError::Setup) }).await?;
-    answered("looks at the server", ANSWER_TIMEOUT, preflight::preflight(&client, None)).await?;
-    while !answered("tries to lead", ANSWER_TIMEOUT, cursor::try_lead(&client, &config.name)).await? {
-        context.health.clear_reason("session");
-        context.health.set_role(Role::Standby);
-        sleep(LEAD_INTERVAL).await;
-    }
-    // Only now can nobody else move the row or the facts that are judged against it.
-    let last = answered("reads the cursor", ANSWER_TIMEOUT, cursor::last(&client, &config.name)).await?;
-    let server = answered("looks at the server", ANSWER_TIMEOUT, preflight::preflight(&client, last)).await?;
-    let (start, gap, holder) = (context.options.start, config.source.timeline_gap, holder());
-    let claim = cursor::claim(&mut client, &config.name, &server, start, &holder, gap);
-    let claim = answered("claims the cursor", CLAIM_TIMEOUT, claim).await?;
-    tracing::info!(epoch = claim.epoch, "leading");
-    let history = (server.system_identifier, server.timeline);
-    Ok(Lead { client, guard, claim, history })
-}
-
-/// Who we are, for people who look at the cursor row.
-fn holder() -> String {
-    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned());
-    format!("{host}/{}", std::process::id())
-}
-
-async fn open_lanes(context: &Context, claim: &Claim) -> Result<Vec<Lane>, SessionError> {
-    let config = &context.config;
+async fn open_lanes(context: &Context, lead: &Lead) -> Result<Vec<Lane>, SessionError> {
+    let (config, claim) = (&context.config, &lead.claim);
     let count = config.rabbitmq.lanes;
     let mut lanes = Vec::with_capacity(count);
     for index in 0..count {
         // The first lane also takes the fences of lanes that a predecessor had and we do not.
         let more = if index == 0 { count..(claim.lanes.max(0) as usize).max(count) } else { 0..0 };
-        let (metrics, health) = (context.metrics.clone(), context.health.clone());
-        let opening = Lane::open(&config.rabbitmq, &config.name, index, more, metrics, health);
+        let (gate, metrics, health) = (lead.gate.clone(), context.metrics.clone(), context.health.clone());
+        let opening = Lane::open(&config.rabbitmq, &config.name, index, more, gate, metrics, health);
         let lane = timeout(LANE_TIMEOUT, opening).await;
         lanes.push(lane.map_err(|_| SessionError::SilentBroker(LANE_TIMEOUT))??);
     }
@@ -180,7 +138,7 @@ async fn relay(
     careful: bool,
     stop: &CancellationToken,
 ) -> Result<Ended, SessionError> {
-    let claim = lead.claim.clone();
+    let (claim, gate) = (lead.claim.clone(), lead.gate.clone());
     let over = CancellationToken::new();
     let mut parts = Parts::new();
     let peers = start(context, lead, opened, &over, &mut parts).await?;
@@ -202,17 +160,34 @@ async fn relay(
             ended = &mut relaying => break ended,
             // A part that ends before the relay has failed, or found its peer gone.
             Some(part) = parts.join_next() => {
-                failure = failure.or(part_error(part));
-                abort.cancel();
+                failure = reason(failure, part_error(part));
+                stand_down(context, &abort);
+            }
+            // The lanes hand nothing over any more: who waits for what they hold waits in vain.
+            () = gate.run_out(), if !abort.is_cancelled() => {
+                failure = reason(failure, Some(SessionError::LeaseLost));
+                stand_down(context, &abort);
             }
         }
     };
     over.cancel();
+    if gate.has_run_out() {
+        // Much fails at once when a process wakes up after a long stop. This is why.
+        failure = Some(SessionError::LeaseLost);
+    }
     failure = take_down(parts, failure).await;
     match (ended, failure) {
         (Ended::PeerGone(_), Some(error)) => Err(error),
         (ended, _) => Ok(ended),
     }
+}
+
+/// This session leads no more: the relay saves what it can.
+fn stand_down(context: &Context, abort: &CancellationToken) {
+    context.metrics.leader.set(0);
+    context.health.set_role(Role::Starting);
+    context.health.set_reason("session", "the session has failed and is being taken down");
+    abort.cancel();
 }
 
 fn settings(context: &Context, claim: &Claim, careful: bool) -> relay::Settings {
@@ -242,8 +217,8 @@ async fn start(
     parts: &mut Parts,
 ) -> Result<Peers, SessionError> {
     let config = &context.config;
-    let Lead { client, guard, claim, .. } = lead;
-    let keeper = Keeper::new(client, &config.name, claim.epoch);
+    let Lead { client, guard, claim, gate, .. } = lead;
+    let keeper = Keeper::new(client, &config.name, claim.epoch, gate);
     let keeper = answered("prepares its writes", ANSWER_TIMEOUT, keeper).await?;
 
     let (outcomes_tx, outcomes) = mpsc::channel(OUTCOMES_CAPACITY);
@@ -321,11 +296,19 @@ fn part_error(part: Result<Result<(), SessionError>, JoinError>) -> Option<Sessi
     }
 }
 
+/// The first failure; but that the lanes stopped says less than why.
+fn reason(first: Option<SessionError>, next: Option<SessionError>) -> Option<SessionError> {
+    match first {
+        Some(SessionError::Sink(SinkError::LeaseLost)) if next.is_some() => next,
+        first => first.or(next),
+    }
+}
+
 /// Waits for the parts, within a deadline; returns the first failure.
 async fn take_down(mut parts: Parts, mut failure: Option<SessionError>) -> Option<SessionError> {
     let waiting = async {
         while let Some(part) = parts.join_next().await {
-            failure = failure.take().or(part_error(part));
+            failure = reason(failure.take(), part_error(part));
         }
     };
     if timeout(END_TIMEOUT, waiting).await.is_err() {

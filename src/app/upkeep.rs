@@ -8,6 +8,7 @@ use deadpool_postgres::{Object, Pool};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use crate::backend::Part;
 use crate::postgres;
 use crate::store::chunks::{self, ChunkState, Postponed};
 use crate::store::retention;
@@ -34,7 +35,7 @@ pub fn spawn(context: &Context, over: CancellationToken) {
 
 async fn housekeeping(context: &Context) {
     let config = &context.config;
-    let name = format!("statecast {} upkeep", config.name);
+    let name = Part::Upkeep.application_name(&config.name);
     let pool = loop {
         match postgres::pool(&config.postgres, &name, 1) {
             Ok(pool) => break pool,

@@ -63,7 +63,10 @@ fn live_ready_and_metrics() {
     assert!(f.get("/live").starts_with("HTTP/1.1 200 OK\r\n"));
     let starting = f.get("/ready");
     assert!(
-        starting.starts_with("HTTP/1.1 503 ") && starting.ends_with("\r\n\r\nnot ready\nrole: starting\n")
+        starting.starts_with("HTTP/1.1 503 ")
+            && starting.ends_with(
+                "\r\n\r\nnot ready\nrole: starting\nstarting: connecting to PostgreSQL and RabbitMQ\n"
+            )
     );
     f.health.set_role(Role::Leader);
     f.health.set_warning("chunks", "3 left");

@@ -104,6 +104,16 @@ async fn connect_one(url: &str, config: &Rabbitmq, name: &str) -> Result<Connect
     }
 }
 
+/// Is one of the brokers there, and does it let us in?
+///
+/// # Errors
+/// As [`connect`].
+pub async fn reach(config: &Rabbitmq, name: &str) -> Result<(), SinkError> {
+    let connection = connect(config, name).await?;
+    close(&connection).await;
+    Ok(())
+}
+
 /// Closes a connection, within a deadline.
 pub async fn close(connection: &Connection) {
     let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await;

@@ -4,8 +4,11 @@
 //! of a batch are polled once each in order, which puts their frames on the connection in that order, and are awaited
 //! together with their confirms, so a socket that does not drain never keeps the lane from reading answers.
 //!
-//! Ends when the relay drops its sender and all confirms are in, when the relay has stopped waiting for them, or with the
-//! error that ended the connection.
+//! Each message passes the gate ([`crate::gate`]) right before it is handed over: whoever was stopped, and wakes up when
+//! another leads, sends nothing more.
+//!
+//! Ends when the relay drops its sender and all confirms are in, when the relay has stopped waiting for them, when the gate
+//! is closed, or with the error that ended the connection.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -28,6 +31,7 @@ use super::{SinkError, connect, fence, topology};
 use crate::config::Rabbitmq;
 use crate::contract::{LaneBatch, Outcome, Published};
 use crate::event::Message;
+use crate::gate::Gate;
 use crate::health::Health;
 use crate::metrics::Metrics;
 
@@ -60,6 +64,7 @@ pub struct Lane {
     failed: Option<SinkError>,
     /// The message that the channel was closed over, if it can be told.
     culprit: Option<Outcome>,
+    gate: Arc<Gate>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
 }
@@ -75,6 +80,7 @@ impl Lane {
         pipeline: &str,
         index: usize,
         more_fences: std::ops::Range<usize>,
+        gate: Arc<Gate>,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
     ) -> Result<Lane, SinkError> {
@@ -110,6 +116,7 @@ impl Lane {
             returns: Returns::default(),
             failed: None,
             culprit: None,
+            gate,
             metrics,
             health,
         })
@@ -146,7 +153,10 @@ impl Lane {
                 // 3. New work.
                 batch = batches.recv(), if open => match batch {
                     Some(batch) => {
-                        let refused = self.publish(batch).await;
+                        let refused = match self.publish(batch).await {
+                            Ok(refused) => refused,
+                            Err(error) => break Err(error),
+                        };
                         if !refused.is_empty() && outcomes.send(refused).await.is_err() { break Ok(()) }
                     }
                     None => open = false,
@@ -193,11 +203,14 @@ impl Lane {
     }
 
     /// Puts a batch on the connection in order. Returns what can never go.
-    async fn publish(&mut self, batch: LaneBatch) -> Vec<Outcome> {
+    async fn publish(&mut self, batch: LaneBatch) -> Result<Vec<Outcome>, SinkError> {
         let mut refused = Vec::new();
         for message in batch {
             match encode(&message, &self.envelope, self.limits) {
                 Ok(encoded) => {
+                    if !self.gate.is_open() {
+                        return Err(SinkError::LeaseLost);
+                    }
                     let mut publish = self.send(message, encoded);
                     // The first poll hands the frames to lapin's I/O thread: in this order.
                     match poll_fn(|cx| Poll::Ready(publish.as_mut().poll(cx))).await {
@@ -210,7 +223,7 @@ impl Lane {
                 }
             }
         }
-        refused
+        Ok(refused)
     }
 
     fn send(&self, message: Arc<Message>, encoded: Encoded) -> InFlight {

@@ -48,6 +48,9 @@ pub enum SinkError {
         /// How long we waited.
         waited: Duration,
     },
+    /// [`crate::gate`] is closed.
+    #[error("the lease was not renewed in time: nothing more is handed to RabbitMQ")]
+    LeaseLost,
     /// The TLS settings cannot be used.
     #[error("TLS for RabbitMQ cannot be set up (rabbitmq.tls)")]
     Tls(#[from] crate::tls::TlsError),

@@ -1,4 +1,4 @@
-//! The cursor row: taking leadership, taking the row over, and the one statement that moves it.
+//! The cursor row: taking it over, and the one statement that moves it. Who may take it over: [`super::lease`].
 //!
 //! Two values in the row carry the correctness of polling. `max_seq` is a sequence value that its writer knew *before* its
 //! transaction began, so the writer's own transaction id is younger than every row at or below `max_seq`. `floor_seq` rises
@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use tokio_postgres::{Client, GenericClient, Row, Statement};
 
+use super::lease::OWN;
 use super::parked::start::aside_state;
 use super::parked::write::Deltas;
 use super::preflight::{LastCursor, ServerFacts};
 use crate::contract::{AsideState, Commit, Position, WindowPosition};
 use crate::event::Seq;
+use crate::gate::LEASE;
 use crate::snapshot::{BadSnapshot, Snapshot};
 
 /// For the one statement of a leader that reads the whole outbox.
@@ -68,18 +70,6 @@ pub enum CursorError {
     Superseded(String),
 }
 
-/// Tries to become the leader of `pipeline`: an advisory lock that lives as long as this connection.
-///
-/// # Errors
-/// SQL.
-pub async fn try_lead(client: &Client, pipeline: &str) -> Result<bool, CursorError> {
-    let row = client
-        .query_one("SELECT pg_try_advisory_lock(hashtextextended('statecast:' || $1::text, 0))", &[&pipeline])
-        .await
-        .map_err(sql(pipeline))?;
-    row.try_get(0).map_err(sql(pipeline))
-}
-
 /// What the row says about the server it was written on, if there is a row.
 ///
 /// # Errors
@@ -100,7 +90,8 @@ pub async fn last(client: &Client, pipeline: &str) -> Result<Option<LastCursor>,
     }))
 }
 
-/// Takes the row over (creating it for a new pipeline): raises its epoch, which fences every earlier leader.
+/// Takes the row over (creating it for a new pipeline): raises its epoch, which fences every earlier leader, and begins the
+/// lease. With `epoch`, only a row that has it still.
 ///
 /// On a new timeline the sequence is moved ahead by `timeline_gap` first: the promoted standby may not have seen numbers that
 /// were already published, and would hand them out again.
@@ -114,6 +105,7 @@ pub async fn claim(
     start: Start,
     holder: &str,
     timeline_gap: i64,
+    epoch: Option<i64>,
 ) -> Result<Claim, CursorError> {
     create(client, pipeline, server, start).await?;
     let transaction = client.transaction().await.map_err(sql(pipeline))?;
@@ -128,18 +120,21 @@ pub async fn claim(
             .await
             .map_err(sql(pipeline))?;
     }
+    let statement = format!(
+        "UPDATE statecast.cursor
+            SET epoch = epoch + 1, holder = $2, pids = own.pids, backends_started = own.started,
+                lease_until = clock_timestamp() + make_interval(secs => $4), timeline = $3,
+                updated_at = clock_timestamp()
+           FROM ({OWN}) AS own
+          WHERE pipeline = $1 AND epoch = coalesce($5, epoch)
+      RETURNING epoch, snapshot::text, prune_seq, floor_seq, max_seq, confirmed + parked + discarded, lanes,
+                window_snapshot::text, window_prune_seq, window_ceil, window_seq"
+    );
     let row = transaction
-        .query_one(
-            "UPDATE statecast.cursor
-                SET epoch = epoch + 1, holder = $2, pids = ARRAY[pg_backend_pid()], timeline = $3,
-                    updated_at = clock_timestamp()
-              WHERE pipeline = $1
-          RETURNING epoch, snapshot::text, prune_seq, floor_seq, max_seq, confirmed + parked + discarded, lanes,
-                    window_snapshot::text, window_prune_seq, window_ceil, window_seq",
-            &[&pipeline, &holder, &server.timeline],
-        )
+        .query_opt(&statement, &[&pipeline, &holder, &server.timeline, &LEASE.as_secs_f64(), &epoch])
         .await
-        .map_err(sql(pipeline))?;
+        .map_err(sql(pipeline))?
+        .ok_or_else(|| CursorError::Superseded(pipeline.to_owned()))?;
     transaction.commit().await.map_err(sql(pipeline))?;
     let aside = aside_state(client, pipeline).await.map_err(sql(pipeline))?;
     Ok(Claim { new_timeline, aside, ..decode(&row, pipeline)? })
@@ -165,10 +160,13 @@ async fn create(
         .map_err(sql(pipeline))?;
     client
         .execute(
-            "INSERT INTO statecast.cursor (pipeline, system_identifier, timeline, snapshot, max_seq, base)
-             SELECT $1, $2, $3, '1:1:'::pg_snapshot, $4, coalesce(sum(rows), 0)::bigint FROM statecast.chunk
+            // Until it is claimed: nobody may take it from who is counting.
+            "INSERT INTO statecast.cursor (pipeline, system_identifier, timeline, snapshot, max_seq, base, lease_until)
+             SELECT $1, $2, $3, '1:1:'::pg_snapshot, $4, coalesce(sum(rows), 0)::bigint,
+                    CASE WHEN $5 THEN 'infinity' ELSE clock_timestamp() END::timestamptz
+               FROM statecast.chunk
              ON CONFLICT (pipeline) DO NOTHING",
-            &[&pipeline, &server.system_identifier, &server.timeline, &last],
+            &[&pipeline, &server.system_identifier, &server.timeline, &last, &(start == Start::Now)],
         )
         .await
         .map_err(sql(pipeline))?;
@@ -309,7 +307,7 @@ fn decode(row: &Row, pipeline: &str) -> Result<Claim, CursorError> {
     })
 }
 
-fn sql(pipeline: &str) -> impl FnOnce(tokio_postgres::Error) -> CursorError {
+pub(super) fn sql(pipeline: &str) -> impl FnOnce(tokio_postgres::Error) -> CursorError {
     let pipeline = pipeline.to_owned();
     move |source| CursorError::Sql { pipeline, source }
 }

@@ -1,11 +1,12 @@
 //! The keeper: the only writer of Statecast's own state, on the connection that holds the leader's advisory lock.
 //!
-//! So a write that succeeds proves that the lock is still held. Ends when the relay drops its sender (everything it sent is
-//! written then), or with the error that made a write impossible.
+//! It renews the lease, and with it keeps the gate open. Ends when the relay drops its sender (everything it sent is
+//! written then, and the lease is given back), or with the error that made a write impossible. Either way the gate is shut.
 //!
 //! A commit that says nothing about rows that are set aside is one statement. Any other is one transaction: the rows first
 //! (`parked::write`), then the cursor row, which is fenced; if another relay has taken over, all of it is rolled back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -13,13 +14,13 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::{Client, Statement};
 
 use super::cursor::{self, CursorError};
+use super::lease;
 use super::parked::recall::Reading;
 use super::parked::requests::Asking;
 use super::parked::write::{Deltas, Statements, WriteError};
 use crate::contract::{Commit, Committed, FromKeeper, ToKeeper};
+use crate::gate::{Gate, Moment, RENEW_INTERVAL};
 
-/// How often an idle keeper makes sure that its connection, and with it the lock, is alive; and asks what people ask for.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// No answer for this long: the connection is taken for dead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -31,7 +32,7 @@ pub const SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET jit = 
 /// Why the keeper ended.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
-    /// A cursor write failed.
+    /// A write failed.
     #[error(transparent)]
     Cursor(#[from] CursorError),
     /// Rows could not be set aside.
@@ -46,9 +47,6 @@ pub enum KeeperError {
         #[source]
         source: tokio_postgres::Error,
     },
-    /// The ping failed.
-    #[error("the leader's connection to PostgreSQL is gone")]
-    Ping(#[source] tokio_postgres::Error),
     /// The server does not answer.
     #[error("PostgreSQL has not answered the leader for {ANSWER_TIMEOUT:?}")]
     Silent,
@@ -63,39 +61,71 @@ fn during(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> KeeperEr
 pub struct Keeper {
     client: Client,
     advance: Statement,
+    renew: Statement,
     write: Statements,
     recall: Reading,
     asking: Asking,
     pipeline: String,
     epoch: i64,
+    gate: Arc<Gate>,
 }
 
 impl Keeper {
-    /// A keeper over the leader's connection.
+    /// A keeper over the leader's connection, which keeps `gate` open.
     ///
     /// # Errors
     /// SQL.
-    pub async fn new(client: Client, pipeline: &str, epoch: i64) -> Result<Self, KeeperError> {
+    pub async fn new(
+        client: Client,
+        pipeline: &str,
+        epoch: i64,
+        gate: Arc<Gate>,
+    ) -> Result<Self, KeeperError> {
         let prepare = || during("prepare its statements");
         client.batch_execute(SETTINGS).await.map_err(prepare())?;
         let advance = cursor::prepare_advance(&client, pipeline).await?;
+        let renew = lease::prepare_renew(&client, pipeline).await?;
         let write = Statements::prepare(&client).await.map_err(prepare())?;
         let recall = Reading::prepare(&client).await.map_err(prepare())?;
         let asking = Asking::prepare(&client).await.map_err(prepare())?;
-        Ok(Keeper { client, advance, write, recall, asking, pipeline: pipeline.to_owned(), epoch })
+        Ok(Keeper {
+            client,
+            advance,
+            renew,
+            write,
+            recall,
+            asking,
+            pipeline: pipeline.to_owned(),
+            epoch,
+            gate,
+        })
     }
 
     /// Answers the relay, in order, until it is done.
     ///
     /// # Errors
-    /// A write, a read or a ping failed; the session is over.
+    /// A write or a read failed; the session is over.
     pub async fn run(
         mut self,
+        commits: Receiver<ToKeeper>,
+        committed: Sender<FromKeeper>,
+    ) -> Result<(), KeeperError> {
+        let ended = self.serve(commits, committed).await;
+        // Whoever leads next, nothing more of ours may go out.
+        self.gate.shut();
+        if ended.is_ok() && !matches!(timeout(ANSWER_TIMEOUT, self.release()).await, Ok(Ok(()))) {
+            tracing::debug!("the lease was not given back: it runs out");
+        }
+        ended
+    }
+
+    async fn serve(
+        &mut self,
         mut commits: Receiver<ToKeeper>,
         committed: Sender<FromKeeper>,
     ) -> Result<(), KeeperError> {
-        let mut ping = interval(PING_INTERVAL);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut renewal = interval(RENEW_INTERVAL);
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
@@ -107,9 +137,13 @@ impl Keeper {
                         return Ok(());
                     }
                 }
-                _ = ping.tick() => {
-                    let answer = timeout(ANSWER_TIMEOUT, self.client.simple_query("")).await;
-                    answer.map_err(|_| KeeperError::Silent)?.map_err(KeeperError::Ping)?;
+                // Also asks what people ask for.
+                _ = renewal.tick() => {
+                    // Counted from before it was sent: the server may have begun the lease at that moment.
+                    let before = Moment::now();
+                    let renew = lease::renew(&self.client, Some(&self.renew), &self.pipeline, self.epoch);
+                    timeout(ANSWER_TIMEOUT, renew).await.map_err(|_| KeeperError::Silent)??;
+                    self.gate.renewed(before);
                     let asked = timeout(ANSWER_TIMEOUT, self.asking.asked(&self.client, &self.pipeline)).await;
                     let asked = asked.map_err(|_| KeeperError::Silent)?.map_err(during("read requests"))?;
                     if !asked.is_empty() && committed.send(FromKeeper::Asked(asked)).await.is_err() {
@@ -147,5 +181,9 @@ impl Keeper {
             cursor::advance(&transaction, &self.advance, pipeline, epoch, commit, &deltas).await?;
         transaction.commit().await.map_err(during("commit"))?;
         Ok(Committed { id: commit.id, floor_seq, passed: deltas.passed })
+    }
+
+    async fn release(&self) -> Result<(), CursorError> {
+        lease::release(&self.client, &self.pipeline, self.epoch).await
     }
 }

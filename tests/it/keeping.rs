@@ -9,11 +9,12 @@ use statecast::contract::{
     Refusal, SetAside, ToKeeper,
 };
 use statecast::event::Seq;
+use statecast::gate::Gate;
 use statecast::postgres::{Guard, connect as open};
 use statecast::snapshot::Snapshot;
 use statecast::store::cursor::{self, Claim, Start};
 use statecast::store::keeper::{Keeper, KeeperError};
-use statecast::store::{install, preflight};
+use statecast::store::{install, lease, preflight};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -274,10 +275,11 @@ impl Keeping {
 async fn lead(url: &str) -> (Claim, Leading) {
     let (mut client, guard) = open(&config(url), "keeper").await.unwrap();
     let server = preflight::preflight(&client, None).await.unwrap();
-    assert!(cursor::try_lead(&client, PIPELINE).await.unwrap());
-    let claim = cursor::claim(&mut client, PIPELINE, &server, Start::Oldest, "test", 10_000).await.unwrap();
+    assert!(lease::look(&client, PIPELINE, true).await.unwrap().locked);
+    let claim =
+        cursor::claim(&mut client, PIPELINE, &server, Start::Oldest, "test", 10_000, None).await.unwrap();
     let pid = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-    let keeper = Keeper::new(client, PIPELINE, claim.epoch).await.unwrap();
+    let keeper = Keeper::new(client, PIPELINE, claim.epoch, Arc::new(Gate::new())).await.unwrap();
     let (to, commits) = channel(2);
     let (committed, from) = channel(4);
     let task = tokio::spawn(keeper.run(commits, committed));

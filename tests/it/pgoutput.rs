@@ -157,7 +157,7 @@ fn old_shown(old: &OldTuple<'_>) -> String {
 async fn polled(url: &str, pipeline: &str) -> Vec<Event> {
     let mut client = connect(url).await.unwrap();
     let server = preflight::preflight(&client, None).await.unwrap();
-    cursor::claim(&mut client, pipeline, &server, Start::Oldest, "test", 10_000).await.unwrap();
+    cursor::claim(&mut client, pipeline, &server, Start::Oldest, "test", 10_000, None).await.unwrap();
     let statements = Statements::prepare(&client).await.unwrap();
     let request = Request {
         pipeline,

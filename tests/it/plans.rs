@@ -76,8 +76,9 @@ async fn page_buffers(settled: i64, chunk_rows: i64) -> i64 {
     }
     client.batch_execute("ANALYZE statecast.outbox").await.unwrap();
     let server = preflight::preflight(&client, None).await.unwrap();
-    let claim =
-        cursor::claim(&mut client, "plans", &server, cursor::Start::Oldest, "plans", 10_000).await.unwrap();
+    let claim = cursor::claim(&mut client, "plans", &server, cursor::Start::Oldest, "plans", 10_000, None)
+        .await
+        .unwrap();
     settle(&client, claim.epoch, settled / chunk_rows * chunk_rows).await;
 
     let mut open = Vec::new();

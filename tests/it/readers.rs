@@ -65,8 +65,9 @@ impl Reader {
         let mut keeper = connect(url).await.unwrap();
         let server = preflight::preflight(&keeper, None).await.unwrap();
         let pipeline = pipeline(method);
-        let claim =
-            cursor::claim(&mut keeper, &pipeline, &server, Start::Oldest, "test", 10_000).await.unwrap();
+        let claim = cursor::claim(&mut keeper, &pipeline, &server, Start::Oldest, "test", 10_000, None)
+            .await
+            .unwrap();
         let advance = cursor::prepare_advance(&keeper, &pipeline).await.unwrap();
         Reader {
             method,

@@ -130,7 +130,7 @@ impl Source {
         let mut keeper = connect(url).await.unwrap();
         let server = preflight::preflight(&keeper, None).await.unwrap();
         let claim =
-            cursor::claim(&mut keeper, PIPELINE, &server, Start::Oldest, "test", 10_000).await.unwrap();
+            cursor::claim(&mut keeper, PIPELINE, &server, Start::Oldest, "test", 10_000, None).await.unwrap();
         let advance = cursor::prepare_advance(&keeper, PIPELINE).await.unwrap();
         let mut ledger = Ledger::default();
         ledger.begin((1, 1), &claim.position, claim.passed, claim.max_seq);
@@ -182,7 +182,7 @@ impl Source {
 
     async fn take_over(&mut self) {
         let server = preflight::preflight(&self.keeper, None).await.unwrap();
-        let claim = cursor::claim(&mut self.keeper, PIPELINE, &server, Start::Oldest, "test", 10_000);
+        let claim = cursor::claim(&mut self.keeper, PIPELINE, &server, Start::Oldest, "test", 10_000, None);
         let claim = claim.await.unwrap();
         assert_eq!(claim.epoch, self.epoch + 1);
         self.epoch = claim.epoch;

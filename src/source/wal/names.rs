@@ -1,15 +1,13 @@
 //! How a stream is known on the server: by these names a successor finds what a dead relay left there.
 
-/// Bytes of a name, at most (`NAMEDATALEN - 1`); the server cuts a longer one.
-const NAME_BYTES_MAX: usize = 63;
+use crate::backend::Part;
+
 /// Bytes of the pipeline's name in a slot's name: the rest is the prefix and the number of a process.
 const SLOT_PIPELINE_BYTES_MAX: usize = 42;
 
-/// `application_name` of a pipeline's stream, as `pg_stat_replication` shows it. A pipeline's name is ASCII.
+/// `application_name` of a pipeline's stream, as `pg_stat_replication` shows it.
 pub fn application_name(pipeline: &str) -> String {
-    let mut name = format!("statecast {pipeline} stream");
-    name.truncate(NAME_BYTES_MAX);
-    name
+    Part::Stream.application_name(pipeline)
 }
 
 /// What the names of a pipeline's slots begin with.
@@ -31,8 +29,7 @@ mod tests {
     #[test]
     fn names_fit() {
         let longest = "p-".repeat(24);
-        assert_eq!(application_name(&longest).len(), NAME_BYTES_MAX);
-        assert!(slot(&longest, i32::MAX).len() <= NAME_BYTES_MAX);
+        assert!(slot(&longest, i32::MAX).len() <= 63, "NAMEDATALEN - 1");
         assert_eq!(slot("orders-eu", 7), "statecast_orders_eu_7");
     }
 }

@@ -1,8 +1,8 @@
 //! The life of a temporary slot: created in the background, ended over SQL.
 //!
 //! The slot ends with its walsender. A walsender that streams notices that its client is gone; one that still waits
-//! inside the creation, for write transactions that are open anywhere in the cluster, does not. So whoever abandons,
-//! stops or takes over ends the walsender over SQL and waits until its slot is gone.
+//! inside the creation, for write transactions that are open anywhere in the cluster, does not. So whoever abandons or
+//! stops ends the walsender over SQL and waits until its slot is gone; a successor ends what a dead leader has left.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -145,28 +145,6 @@ pub(super) async fn end_and_wait(client: &Client, holder: &Holder) -> Result<boo
         }
         if Instant::now() > until {
             return Ok(false);
-        }
-        sleep(GONE_INTERVAL).await;
-    }
-}
-
-/// Ends what a dead relay of this pipeline left: its walsenders, and with them their slots. Only a leader may do that,
-/// whose pipeline has no stream yet. Returns the slots that are still there after `GONE_LIMIT`.
-///
-/// # Errors
-/// SQL.
-pub async fn take_over(client: &Client, pipeline: &str) -> Result<i64, tokio_postgres::Error> {
-    let sql = "
-        SELECT count(*) FILTER (WHERE pg_terminate_backend(a.pid) IS NOT NULL)
-          FROM pg_stat_activity a
-         WHERE a.backend_type = 'walsender' AND a.datname = current_database() AND a.application_name = $1
-           AND (a.usesysid = (SELECT oid FROM pg_roles WHERE rolname = current_user)
-                OR pg_has_role(current_user, 'pg_signal_backend', 'MEMBER'))";
-    let (name, until) = (names::application_name(pipeline), Instant::now() + GONE_LIMIT);
-    loop {
-        let left: i64 = client.query_one(sql, &[&name]).await?.try_get(0)?;
-        if left == 0 || Instant::now() > until {
-            return Ok(left);
         }
         sleep(GONE_INTERVAL).await;
     }
