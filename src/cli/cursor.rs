@@ -49,13 +49,14 @@ async fn show(config: &Config) -> anyhow::Result<()> {
 fn table(cursor: &CursorRow) -> String {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let window = cursor.window.as_ref();
-    let rows: [(&str, String); 18] = [
+    let rows: [(&str, String); 19] = [
         ("pipeline", cursor.pipeline.clone()),
         ("system_identifier", cursor.system_identifier.to_string()),
         ("timeline", cursor.timeline.to_string()),
         ("epoch", cursor.epoch.to_string()),
         ("holder", or_none(cursor.holder.clone())),
         ("pids", cursor.pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+        ("lease", or_none(cursor.lease())),
         ("snapshot", cursor.snapshot.clone()),
         ("prune_seq", cursor.prune_seq.to_string()),
         ("floor_seq", cursor.floor_seq.to_string()),
@@ -151,9 +152,13 @@ mod tests {
             discarded: 0,
             updated_at: "2026-11-03T12:34:56.000Z".into(),
             age_ms: 1,
+            lease_ms: Some(3210),
         };
         let text = table(&cursor);
-        assert!(text.contains("holder             -\npids               10 11\n"), "{text}");
+        assert!(
+            text.contains("holder             -\npids               10 11\nlease              for 3.2 s\n"),
+            "{text}"
+        );
         assert!(text.contains("floor candidate    6 (xid 19)\n") && text.contains("window             -\n"));
         cursor.window = Some(WindowRow { snapshot: "12:22:".into(), prune_seq: 6, ceil: 30, seq: 25 });
         assert!(table(&cursor).contains("window settled     25 of at most 30\n"));

@@ -12,6 +12,7 @@ use super::{Context, connect};
 use crate::config::Config;
 use crate::config::units::show_size;
 use crate::store::chunks::{ChunkState, chunk_state};
+use crate::store::cursor_admin::CursorRow;
 use crate::store::status::{Status, status};
 use crate::store::verify::{Check, Verification};
 
@@ -37,6 +38,8 @@ struct Report {
     /// Who leads, by its own name; null = nobody.
     leader: Option<String>,
     epoch: i64,
+    /// Until the leader's lease is over; below 0: it is. null = nobody has it.
+    lease_ms: Option<i64>,
     /// How events are read now: `wal` or `poll`.
     mode: &'static str,
     mode_reason: String,
@@ -152,6 +155,7 @@ fn report(config: &Config, found: &Status, chunks: &ChunkState, reading: Reading
             holder.unwrap_or_else(|| leader.to_string())
         }),
         epoch: cursor.map_or(0, |cursor| cursor.epoch),
+        lease_ms: cursor.and_then(|cursor| cursor.lease_ms),
         mode: reading.mode,
         mode_reason: reading.reason,
         pending: found.pending,
@@ -179,7 +183,7 @@ fn report(config: &Config, found: &Status, chunks: &ChunkState, reading: Reading
 fn blocking(found: &Status) -> Vec<String> {
     let mut reasons = Vec::new();
     if found.leader.is_none() {
-        reasons.push("no relay leads: start `statecast run`".to_owned());
+        reasons.push("no relay leads: start `statecast run`, or see /ready of those that run".to_owned());
     }
     let Some(cursor) = &found.cursor else {
         reasons.push("the pipeline has no cursor: it has never run in this database".to_owned());
@@ -187,6 +191,12 @@ fn blocking(found: &Status) -> Vec<String> {
     };
     if !found.same_server {
         reasons.push("the cursor belongs to another server: see `statecast cursor rebase`".to_owned());
+    }
+    if found.leader.is_some() && cursor.lease_ms.is_some_and(|ms| ms < 0) {
+        let lease = cursor.lease().unwrap_or_default();
+        reasons.push(format!(
+            "the leader does not renew its lease ({lease}): it is stopped or cut off; a standby takes over after 4 s"
+        ));
     }
     let oldest = found.oldest_pending_ms.unwrap_or(0);
     if found.leader.is_some() && oldest > STALLED_MS && cursor.age_ms > STALLED_MS {
@@ -208,7 +218,9 @@ fn table(report: &Report, found: &Status) -> String {
     };
     line("pipeline", format_args!("{}", report.pipeline));
     let leader = report.leader.as_deref().unwrap_or("nobody");
-    line("leader", format_args!("{leader}, epoch {}", report.epoch));
+    let lease = found.cursor.as_ref().and_then(CursorRow::lease);
+    let lease = lease.map_or_else(String::new, |lease| format!(", lease {lease}"));
+    line("leader", format_args!("{leader}, epoch {}{lease}", report.epoch));
     line("mode", format_args!("{} ({})", report.mode, report.mode_reason));
     if report.wal.streaming.is_some() {
         line("stream", format_args!("{}", report.wal));
@@ -305,6 +317,7 @@ mod tests {
             "pipeline",
             "leader",
             "epoch",
+            "lease_ms",
             "mode",
             "mode_reason",
             "pending",

@@ -44,6 +44,8 @@ pub struct CursorRow {
     pub updated_at: String,
     /// Milliseconds since `updated_at`.
     pub age_ms: i64,
+    /// Milliseconds until the lease is over, by the server's clock; below 0: it is. `None`: nobody has it.
+    pub lease_ms: Option<i64>,
 }
 
 /// A backend that holds the pipeline's advisory lock.
@@ -53,6 +55,15 @@ pub struct Leader {
     pub pid: i32,
     /// `application_name`, as far as this login may see it.
     pub application: String,
+}
+
+impl CursorRow {
+    /// How the lease stands, for people.
+    pub fn lease(&self) -> Option<String> {
+        let ms = self.lease_ms?;
+        let amount = format!("{}.{} s", ms.unsigned_abs() / 1000, ms.unsigned_abs() % 1000 / 100);
+        Some(if ms < 0 { format!("over for {amount}") } else { format!("for {amount}") })
+    }
 }
 
 impl std::fmt::Display for Leader {
@@ -120,7 +131,9 @@ pub async fn load(client: &impl GenericClient, pipeline: &str) -> Result<Option<
                     cand_xid::text, cand_seq, max_seq, window_snapshot::text, window_prune_seq, window_ceil, window_seq,
                     lanes, base, confirmed, parked, discarded,
                     to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'),
-                    (extract(epoch FROM clock_timestamp() - updated_at) * 1000)::bigint
+                    (extract(epoch FROM clock_timestamp() - updated_at) * 1000)::bigint,
+                    CASE WHEN isfinite(lease_until)
+                         THEN (extract(epoch FROM lease_until - clock_timestamp()) * 1000)::bigint END
                FROM statecast.cursor WHERE pipeline = $1",
             &[&pipeline],
         )
@@ -159,6 +172,7 @@ fn decode(row: &Row) -> Result<CursorRow, Error> {
         discarded: row.try_get(20)?,
         updated_at: row.try_get(21)?,
         age_ms: row.try_get(22)?,
+        lease_ms: row.try_get(23)?,
     })
 }
 
@@ -224,7 +238,7 @@ pub async fn rebase(
              UPDATE statecast.cursor
                 SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
                     timeline = ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int,
-                    epoch = epoch + 1, holder = NULL, pids = '{}', lease_until = NULL,
+                    epoch = epoch + 1, holder = NULL, pids = '{}', backends_started = '{}', lease_until = NULL,
                     snapshot = '1:1:', prune_seq = $2, floor_seq = $2, cand_xid = NULL, cand_seq = NULL, max_seq = $2,
                     window_snapshot = NULL, window_prune_seq = NULL, window_ceil = NULL, window_seq = NULL,
                     parked = $3,

@@ -237,6 +237,7 @@ mod tests {
             discarded: 1,
             updated_at: String::new(),
             age_ms: 1,
+            lease_ms: None,
         }
     }
 

@@ -120,13 +120,14 @@ async fn from_now_skips_what_was_committed_and_nothing_else() {
 
 #[tokio::test]
 async fn status_has_exactly_the_documented_keys() {
-    const KEYS: [&str; 16] = [
+    const KEYS: [&str; 17] = [
         "broker",
         "chunks",
         "confirmed",
         "discarded",
         "epoch",
         "leader",
+        "lease_ms",
         "mode",
         "mode_reason",
         "oldest_pending_ms",
