@@ -463,16 +463,17 @@ async fn an_older_schema_is_upgraded() {
     install(&mut session.client, 1000).await.unwrap();
     session
         .batch_execute(
-            "DROP TABLE statecast.parked; UPDATE statecast.meta SET schema_minor = 0;
-             DELETE FROM statecast.refinery_schema_history WHERE version = 3",
+            "DROP TABLE statecast.parked; ALTER TABLE statecast.cursor DROP COLUMN backends_started;
+             UPDATE statecast.meta SET schema_minor = 0;
+             DELETE FROM statecast.refinery_schema_history WHERE version >= 3",
         )
         .await
         .unwrap();
     let error = require_schema(&session).await.unwrap_err();
     assert!(matches!(error, SchemaError::Older { found: SchemaVersion { major: 1, minor: 0 } }), "{error}");
     assert!(error.to_string().contains("statecast install"), "{error}");
-    assert_eq!(install(&mut session.client, 1000).await.unwrap().applied, ["V3__parked"]);
-    assert_eq!(require_schema(&session).await.unwrap(), SchemaVersion { major: 1, minor: 1 });
+    assert_eq!(install(&mut session.client, 1000).await.unwrap().applied, ["V3__parked", "V4__lease"]);
+    assert_eq!(require_schema(&session).await.unwrap(), SchemaVersion { major: 1, minor: 2 });
     // Whoever installed it by hand may have forgotten a grant.
     session.batch_execute("REVOKE DELETE ON statecast.parked FROM statecast_relay").await.unwrap();
     let role = unique("it_parked").replace('-', "_");
