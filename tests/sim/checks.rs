@@ -162,12 +162,17 @@ impl World {
     }
 
     /// A calm session is over: keys that are not refused flow, whatever others wait for; and what is refused holds nothing up.
-    /// In an outage both wait.
+    /// In an outage both wait. There is none while one routing key at most is refused, and another one is well.
     pub(crate) fn check_flow(&mut self, refused: &[Refuses]) {
         let before = |time: Duration| self.began.elapsed().saturating_sub(time);
         let (flows, leaves) = (before(Duration::from_secs(40)), before(Duration::from_secs(50)));
         let lately = |at: Option<Instant>, time| at.is_some_and(|at: Instant| at.elapsed() < time);
         if lately(self.session.outage_at, Duration::from_secs(45)) {
+            let all = self.session.calm.as_deref().unwrap_or_default();
+            let routes = all.iter().filter(|refuses| matches!(refuses, Refuses::Route(_))).count();
+            if routes <= 1 && !all.is_empty() {
+                self.fail(0, "an outage, while most is well".into());
+            }
             return self.tally.count("calm sessions in an outage", 1);
         }
         let refuses = |key: u8| {

@@ -12,6 +12,8 @@ use uuid::Uuid;
 use crate::plan::{Hopeless, Step};
 
 const FIRST_XID: Xid = 10;
+/// Transactions of `pulse` have numbers above this.
+const PULSES: usize = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -103,6 +105,18 @@ impl Outbox {
             }
         }
         committed
+    }
+
+    /// Another writer, with a key of its own and a transaction for each event, at these times.
+    pub(crate) fn pulse(&mut self, key: u8, route: u8, at_ms: impl Iterator<Item = u64>) {
+        for at in at_ms {
+            let tx = PULSES + self.steps.len();
+            let write = Step::Write { tx, key, route, size: 1, hopeless: None };
+            for step in [Step::Xid { tx }, write, Step::End { tx, commits: true }] {
+                let place = self.steps[self.done..].partition_point(|(other, _)| *other <= at);
+                self.steps.insert(self.done + place, (at, step));
+            }
+        }
     }
 
     /// When a writer acts next.

@@ -210,7 +210,7 @@ impl Plan {
         if ill {
             (plan.keys, plan.routes) = (one_of(rng, &[6, 12]), rng.u8(2..=4));
             (plan.nack, plan.returned) = (one_of(rng, &[0.0, 0.01]), one_of(rng, &[0.0, 0.01]));
-            plan.slow = one_of(rng, &[0.0, 0.02]);
+            plan.slow = one_of(rng, &[0.0, 0.02, 0.1]);
         }
         plan.draw_sessions(rng, ill);
         let stormy = plan.sessions.iter().filter(|s| s.calm.is_none());

@@ -177,7 +177,7 @@ impl World {
         let (mut rows, mut bytes) = (0, 0);
         let mut keys = Vec::new();
         for &of in &recall.keys {
-            let key = (0..self.plan.keys).find(|key| hash(*key) == of);
+            let key = (0..=self.plan.keys).find(|key| hash(*key) == of);
             let open: Vec<(Seq, bool)> = key.map_or(Vec::new(), |key| {
                 self.table.open(key).map(|(seq, row)| (seq, row.is_parked())).collect()
             });

@@ -184,7 +184,7 @@ impl World {
     pub(crate) fn new(mut plan: Plan, rng: Rng, metrics: Arc<Metrics>, overhead: usize) -> Self {
         let outbox = Outbox::new(std::mem::take(&mut plan.steps));
         World {
-            refused: vec![false; usize::from(plan.keys)],
+            refused: vec![false; usize::from(plan.keys) + 1],
             plan,
             rng,
             outbox,
@@ -281,6 +281,12 @@ impl World {
             missed_before: self.metrics.wal_missed.get(),
             ..Session::default()
         };
+        if plan.calm.as_ref().is_some_and(|refused| !refused.is_empty()) {
+            // Something is always well.
+            let now_ms = self.began.elapsed().as_millis() as u64;
+            let pulse = (now_ms..now_ms + plan.stop_ms).step_by(1_000);
+            self.outbox.pulse(self.plan.keys, self.plan.routes, pulse);
+        }
         self.tally.count("sessions", 1);
         self.note(0, || format!("session begins: {plan:?}"));
     }
