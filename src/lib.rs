@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
-//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `health` and `metrics` are
-//! leaves that any of them may use.
+//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `health`, `metrics` and
+//! `switches` are leaves that any of them may use.
 
 pub mod app;
 pub mod backend;
@@ -34,4 +34,5 @@ pub mod sink;
 pub mod snapshot;
 pub mod source;
 pub mod store;
+pub mod switches;
 pub mod tls;

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::health::{Health, Role};
 use crate::metrics::Metrics;
 use crate::store::cursor::Start;
-use crate::{http, logging};
+use crate::{http, logging, switches};
 
 /// How often the runtime says that it is alive.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -40,6 +40,7 @@ enum From {
 pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let config = Arc::new(context.load()?);
     logging::init(&config.log).map_err(|e| anyhow::anyhow!(e))?;
+    switches::announce().map_err(|e| anyhow::anyhow!(e))?;
     let stop = stop_on_signals()?;
     let start = match args.from {
         From::Oldest => Start::Oldest,

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::config::Ordering;
 use crate::event::Seq;
+use crate::switches::{Guarantee, holds};
 
 /// First pause of a refused key.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -164,7 +165,8 @@ impl Keys {
         let Some(entry) = self.keys.get_mut(&key) else {
             return;
         };
-        let free = self.ordering == Ordering::Pipelined || entry.in_flight == 0;
+        let pipelined = self.ordering == Ordering::Pipelined || !holds(Guarantee::KeyOrder);
+        let free = pipelined || entry.in_flight == 0;
         if free && !entry.listed && !entry.waits() && !entry.queue.is_empty() {
             entry.listed = true;
             self.ready[lane].push_back(key);

@@ -13,6 +13,7 @@ use super::memory::{History, Memory, Remembered};
 use crate::contract::{Page, Position, Window, WindowPosition};
 use crate::event::{Seq, Xid};
 use crate::snapshot::Snapshot;
+use crate::switches::{Guarantee, holds};
 
 /// The state of one window of this session.
 #[derive(Debug)]
@@ -174,6 +175,9 @@ impl Ledger {
         };
         if let Some(progress) = self.windows.get_mut(&id) {
             progress.unsettled.remove(&seq);
+            if !holds(Guarantee::Prefix) {
+                progress.unsettled.retain(|waiting, _| *waiting > seq);
+            }
             if progress.done() {
                 self.close(id);
             }

@@ -34,6 +34,7 @@ use crate::event::Message;
 use crate::gate::Gate;
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::switches::{Guarantee, holds};
 
 /// A publish from its first poll to its confirm.
 type InFlight = Pin<Box<dyn Future<Output = Answer> + Send>>;
@@ -88,7 +89,7 @@ impl Lane {
         if index == 0 {
             topology::ensure(&connection, config).await?;
         }
-        if config.fence {
+        if config.fence && holds(Guarantee::Fence) {
             fence::acquire(&connection, pipeline, index).await?;
             for lane in more_fences {
                 fence::acquire(&connection, pipeline, lane).await?;
@@ -229,7 +230,7 @@ impl Lane {
     fn send(&self, message: Arc<Message>, encoded: Encoded) -> InFlight {
         let channel = self.channel.clone();
         let exchange = self.envelope.exchange.clone();
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let options = BasicPublishOptions { mandatory: holds(Guarantee::Mandatory), ..Default::default() };
         Box::pin(async move {
             let sent_at = Instant::now();
             let Encoded { routing_key, properties } = encoded;

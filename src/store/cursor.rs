@@ -16,6 +16,7 @@ use crate::contract::{AsideState, Commit, Position, WindowPosition};
 use crate::event::Seq;
 use crate::gate::LEASE;
 use crate::snapshot::{BadSnapshot, Snapshot};
+use crate::switches::fenced;
 
 /// For the one statement of a leader that reads the whole outbox.
 const COUNT_PATIENTLY: &str = "SET LOCAL statement_timeout = '10min'";
@@ -238,7 +239,7 @@ RETURNING floor_seq";
 /// # Errors
 /// SQL.
 pub async fn prepare_advance(client: &Client, pipeline: &str) -> Result<Statement, CursorError> {
-    client.prepare(ADVANCE).await.map_err(sql(pipeline))
+    client.prepare(&fenced(ADVANCE)).await.map_err(sql(pipeline))
 }
 
 /// Writes a [`Commit`], but for the rows that are set aside, of which `deltas` tell. Returns the new `floor_seq`.

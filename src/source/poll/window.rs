@@ -20,6 +20,7 @@ use std::sync::Arc;
 use crate::contract::{Position, Window, WindowPosition};
 use crate::event::{Seq, Xid};
 use crate::snapshot::Snapshot;
+use crate::switches::{Guarantee, holds};
 
 /// The source's P, with the bounds that belong to it. It may be ahead of the cursor row by several windows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl Frontier {
             id,
             from: Arc::clone(&self.snapshot),
             upper: opening.upper,
-            prune_seq: opening.max_seq,
+            prune_seq: if holds(Guarantee::Prune) { opening.max_seq } else { opening.ceil },
             ceil: opening.ceil,
             after_seq: 0,
             fresh: true,
