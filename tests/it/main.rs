@@ -13,6 +13,7 @@
 
 mod bad_input;
 mod cases;
+mod chaos;
 mod checker;
 mod chunks;
 mod cli;

@@ -35,7 +35,7 @@ const PIPELINE: &str = "schedules";
 /// For one step; only a fault lasts so long.
 const STEP_LIMIT: Duration = Duration::from_secs(30);
 /// More than any schedule writes.
-const LARGE: u32 = 1000;
+pub(crate) const LARGE: u32 = 1000;
 
 /// The server, and the turn on it. Autovacuum would take transaction ids of its own.
 pub(crate) async fn turn() -> MutexGuard<'static, Postgres> {
@@ -99,7 +99,7 @@ impl Writer {
 }
 
 /// A relay whose broker confirms at once: production source, ledger and cursor, one step at a time.
-struct Source {
+pub(crate) struct Source {
     url: String,
     batch: u32,
     keeper: Client,
@@ -112,7 +112,7 @@ struct Source {
     /// Read, and not yet listed by a page.
     read: VecDeque<Event>,
     /// In delivery order, over all sessions.
-    delivered: Vec<Event>,
+    pub(crate) delivered: Vec<Event>,
 }
 
 struct Running {
@@ -126,7 +126,7 @@ struct Running {
 
 impl Source {
     /// A new pipeline with `batch` rows per page.
-    async fn start(url: &str, batch: u32) -> Source {
+    pub(crate) async fn start(url: &str, batch: u32) -> Source {
         let mut keeper = connect(url).await.unwrap();
         let server = preflight::preflight(&keeper, None).await.unwrap();
         let claim =
@@ -168,7 +168,7 @@ impl Source {
     }
 
     /// The process ends and another takes the pipeline over: all it knows is the cursor row.
-    async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.stop().await;
         self.take_over().await;
     }
@@ -215,7 +215,7 @@ impl Source {
     }
 
     /// Reads until a window that was opened now, or later, is settled. P is its upper snapshot.
-    async fn poll(&mut self) -> Arc<Snapshot> {
+    pub(crate) async fn poll(&mut self) -> Arc<Snapshot> {
         let now = snapshot(&self.keeper).await;
         loop {
             let page = self.page().await;
@@ -226,11 +226,11 @@ impl Source {
     }
 
     /// Writes the cursor; returns the floor.
-    async fn write_cursor(&mut self) -> Seq {
+    pub(crate) async fn write_cursor(&mut self) -> Seq {
         self.try_write_cursor().await.unwrap()
     }
 
-    async fn try_write_cursor(&mut self) -> Result<Seq, CursorError> {
+    pub(crate) async fn try_write_cursor(&mut self) -> Result<Seq, CursorError> {
         let (position, confirmed) = self.ledger.position();
         self.commits += 1;
         let closes = position.snapshot != self.sent.snapshot;

@@ -1,0 +1,6 @@
+//! What tries to break the promises: one guarantee after another on purpose, and faults at random.
+//!
+//! - `directed`: for each guarantee a schedule that passes, and fails when the guarantee is switched off.
+
+#[cfg(feature = "breakable")]
+mod directed;
