@@ -1,4 +1,4 @@
-//! Private PostgreSQL and RabbitMQ processes for the demo, the tests and the benchmark (feature `sandbox`).
+//! Private PostgreSQL, pgbouncer and RabbitMQ processes for the demo, the tests and the benchmark (feature `sandbox`).
 //!
 //! Servers run from installed binaries, listen on free loopback ports and keep everything in one temporary directory.
 //! Run by root they use an unprivileged account, because PostgreSQL refuses to run as root.
@@ -7,6 +7,8 @@
 //! is killed, a small watcher per server notices (the pipe it reads ends) and does the same.
 //! No handle depends on an async runtime: a server started in one runtime may be used and dropped in another.
 
+pub mod cluster;
+pub mod pgbouncer;
 pub mod postgres;
 mod process;
 pub mod rabbitmq;
@@ -15,6 +17,8 @@ mod standby;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use cluster::RabbitmqCluster;
+pub use pgbouncer::{Pgbouncer, PoolMode};
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::free_port;
 pub use rabbitmq::{Rabbitmq, RabbitmqOptions};

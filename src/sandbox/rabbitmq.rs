@@ -7,10 +7,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapin::{Connection, ConnectionProperties};
 use rustix::process::Signal;
+use tokio::io::AsyncWriteExt;
 
 use super::process::{Account, Group, Home, POLL, find_program, free_port, io_error, tail};
 use super::{SandboxError, ServerTls};
@@ -30,11 +32,13 @@ pub struct RabbitmqOptions {
     pub config: Vec<String>,
     /// A TLS listener beside the plain one.
     pub tls: Option<ServerTls>,
+    /// Scheduler threads of the Erlang VM.
+    pub schedulers: u8,
 }
 
 impl Default for RabbitmqOptions {
     fn default() -> Self {
-        RabbitmqOptions { memory_watermark: "1GiB".to_owned(), config: Vec::new(), tls: None }
+        RabbitmqOptions { memory_watermark: "1GiB".to_owned(), config: Vec::new(), tls: None, schedulers: 2 }
     }
 }
 
@@ -43,42 +47,71 @@ impl Default for RabbitmqOptions {
 pub struct Rabbitmq {
     // Dropped in this order: the node, then its epmd, then the directory.
     group: Option<Group>,
-    _epmd: Group,
+    site: Arc<Site>,
     home: Home,
     scripts: PathBuf,
     node: String,
     port: u16,
     tls_port: Option<u16>,
-    epmd_port: u16,
     dist_port: u16,
+    schedulers: u8,
+}
+
+/// What the nodes of a cluster share: their port mapper, which nobody else uses, and the secret by which they know each other.
+#[derive(Debug)]
+pub(super) struct Site {
+    _epmd: Group,
+    epmd_port: u16,
+    cookie: String,
+    _home: Home,
+}
+
+impl Site {
+    pub(super) fn start() -> Result<Arc<Site>, SandboxError> {
+        let epmd = epmd_program()?;
+        let home = Home::new(Account::unprivileged(&["rabbitmq"])?)?;
+        let epmd_port = free_port()?;
+        let mut command = Command::new(epmd);
+        command.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
+        command.env_clear().current_dir(home.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        Account::apply(home.account(), &mut command);
+        let cookie = std::iter::repeat_with(fastrand::alphanumeric).take(32).collect();
+        Ok(Arc::new(Site {
+            _epmd: Group::spawn(command, "KILL", home.path())?,
+            epmd_port,
+            cookie,
+            _home: home,
+        }))
+    }
 }
 
 impl Rabbitmq {
     /// Creates and starts a broker; returns when it accepts AMQP connections.
     pub async fn start(options: RabbitmqOptions) -> Result<Rabbitmq, SandboxError> {
-        let scripts = script_dir()?;
-        let epmd = epmd_program()?;
-        let home = Home::new(Account::unprivileged(&["rabbitmq"])?)?;
-        let (port, epmd_port, dist_port) = (free_port()?, free_port()?, free_port()?);
-        let tls_port = options.tls.as_ref().map(|_| free_port()).transpose()?;
-        write_files(&home, &options, port, tls_port)?;
-        let mut command = Command::new(epmd);
-        command.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
-        command.env_clear().current_dir(home.path()).stdout(Stdio::null()).stderr(Stdio::null());
-        Account::apply(home.account(), &mut command);
-        let mut broker = Rabbitmq {
-            group: None,
-            _epmd: Group::spawn(command, "KILL", home.path())?,
-            home,
-            scripts,
-            node: format!("sc-{:016x}@localhost", fastrand::u64(..)),
-            port,
-            tls_port,
-            epmd_port,
-            dist_port,
-        };
+        let node = node_name();
+        let mut broker = Rabbitmq::prepare(&options, Site::start()?, node)?;
         broker.start_again().await?;
         Ok(broker)
+    }
+
+    /// A node that is not started yet.
+    pub(super) fn prepare(
+        options: &RabbitmqOptions,
+        site: Arc<Site>,
+        node: String,
+    ) -> Result<Rabbitmq, SandboxError> {
+        let scripts = script_dir()?;
+        let home = Home::new(Account::unprivileged(&["rabbitmq"])?)?;
+        let (port, dist_port) = (free_port()?, free_port()?);
+        let tls_port = options.tls.as_ref().map(|_| free_port()).transpose()?;
+        write_files(&home, options, &site.cookie, port, tls_port)?;
+        let schedulers = options.schedulers;
+        Ok(Rabbitmq { group: None, site, home, scripts, node, port, tls_port, dist_port, schedulers })
+    }
+
+    /// The node's name, as `rabbitmqctl` knows it.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
     /// URL of the plain listener: user `guest`, virtual host `/`.
@@ -180,6 +213,49 @@ impl Rabbitmq {
         Err(SandboxError::Failed { program, output: text(&output.stdout) + &text(&output.stderr) })
     }
 
+    /// Evaluates Erlang in the node (ends with a full stop) and returns the result as text. For what `rabbitmqctl` does as
+    /// well, without an Erlang VM of its own: milliseconds.
+    pub async fn eval(&self, erlang: &str) -> Result<String, SandboxError> {
+        let program = find_program("erl_call", &[]).ok_or(SandboxError::Missing {
+            program: "erl_call",
+            install: "Erlang/OTP (Debian: erlang-base)",
+        })?;
+        let mut command = Command::new(program);
+        command.env_clear().current_dir(self.home.path());
+        command.args([
+            "-address",
+            &format!("localhost:{}", self.dist_port),
+            "-c",
+            &self.site.cookie,
+            "-r",
+            "-e",
+        ]);
+        Account::apply(self.home.account(), &mut command);
+        let mut command = tokio::process::Command::from(command);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let asking = async {
+            let mut child = command.spawn()?;
+            if let Some(mut stdin) = child.stdin.take() {
+                stdin.write_all(format!("{erlang}\n").as_bytes()).await?;
+            }
+            child.wait_with_output().await
+        };
+        let output = match tokio::time::timeout(CTL_LIMIT, asking).await {
+            Ok(output) => output.map_err(io_error("run erl_call"))?,
+            Err(_) => return Err(SandboxError::NotStopped { server: "erl_call", waited: CTL_LIMIT }),
+        };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = text(&output.stdout);
+        // It answers {ok, Result} or {error, Reason}, whatever its exit code.
+        match said.trim().strip_prefix("{ok,").and_then(|rest| rest.strip_suffix('}')) {
+            Some(result) if output.status.success() => Ok(result.trim().to_owned()),
+            _ => Err(SandboxError::Failed {
+                program: format!("erl_call, {erlang}"),
+                output: said + &text(&output.stderr),
+            }),
+        }
+    }
+
     /// The node's log.
     pub fn log_path(&self) -> PathBuf {
         self.home.path().join("log/node.log")
@@ -206,7 +282,7 @@ impl Rabbitmq {
             ("LANG", "C.UTF-8".into()),
             // Makes the script become the Erlang VM instead of its parent: signals then reach the VM itself.
             ("detached", "1".into()),
-            ("ERL_EPMD_PORT", self.epmd_port.to_string().into()),
+            ("ERL_EPMD_PORT", self.site.epmd_port.to_string().into()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
             ("ERL_CRASH_DUMP", "/dev/null".into()),
             ("RABBITMQ_NODENAME", self.node.clone().into()),
@@ -224,7 +300,11 @@ impl Rabbitmq {
             ("RABBITMQ_SCHEDULER_BIND_TYPE", "u".into()),
             (
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "+S 2:2 +A 8 +SDio 4 -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}".into(),
+                format!(
+                    "+S {0}:{0} +A 8 +SDio 4 -start_epmd false -kernel inet_dist_use_interface {{127,0,0,1}}",
+                    self.schedulers
+                )
+                .into(),
             ),
             ("RABBITMQ_CTL_ERL_ARGS", "+S 1:1 -start_epmd false".into()),
         ] {
@@ -269,9 +349,15 @@ impl Rabbitmq {
     }
 }
 
+/// A name that no other node has.
+pub(super) fn node_name() -> String {
+    format!("sc-{:016x}@localhost", fastrand::u64(..))
+}
+
 fn write_files(
     home: &Home,
     options: &RabbitmqOptions,
+    cookie: &str,
     port: u16,
     tls_port: Option<u16>,
 ) -> Result<(), SandboxError> {
@@ -300,7 +386,6 @@ fn write_files(
     home.write("advanced.config", "[].\n", 0o600)?;
     home.write("enabled_plugins", "[].\n", 0o600)?;
     home.write("env.conf", "", 0o600)?;
-    let cookie: String = std::iter::repeat_with(fastrand::alphanumeric).take(32).collect();
     home.write(".erlang.cookie", cookie, 0o400)?;
     Ok(())
 }

@@ -94,8 +94,13 @@ struct Log {
 impl Consumer {
     /// Consumes `queue` until dropped, and connects again whenever the broker goes away.
     pub fn start(url: &str, queue: &str) -> Consumer {
+        Consumer::start_any(&[url.to_owned()], queue)
+    }
+
+    /// The same by any of several URLs, one after another.
+    pub fn start_any(urls: &[String], queue: &str) -> Consumer {
         let log = Arc::new(Log::default());
-        let task = tokio::spawn(run(url.to_owned(), queue.to_owned(), Arc::clone(&log)));
+        let task = tokio::spawn(run(urls.to_owned(), queue.to_owned(), Arc::clone(&log)));
         Consumer { log, task }
     }
 
@@ -147,10 +152,10 @@ impl Drop for Consumer {
     }
 }
 
-async fn run(url: String, queue: String, log: Arc<Log>) {
-    loop {
+async fn run(urls: Vec<String>, queue: String, log: Arc<Log>) {
+    for url in urls.iter().cycle() {
         // A broker that is away, or goes away, is expected here: the next session gets what was not acknowledged.
-        let _ = session(&url, &queue, &log).await;
+        let _ = session(url, &queue, &log).await;
         tokio::time::sleep(RECONNECT).await;
     }
 }

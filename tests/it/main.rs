@@ -11,6 +11,7 @@
     reason = "tests: a panic is a failed test; all is private to this binary; not every test uses every fault"
 )]
 
+mod amqp_proxy;
 mod bad_input;
 mod cases;
 mod chaos;

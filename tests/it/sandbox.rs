@@ -357,3 +357,13 @@ async fn owner() {
     // As a static of the test binary: never dropped.
     std::mem::forget((server, broker));
 }
+
+#[tokio::test]
+async fn rabbitmq_evaluates_erlang() {
+    let broker = servers::rabbitmq().await;
+    assert_eq!(broker.eval("length([1, 2]) + 1.").await.unwrap(), "3");
+    let alarms = "rabbit_alarm:get_alarms().";
+    assert_eq!(broker.eval(alarms).await.unwrap(), "[]");
+    assert!(broker.eval("no_such_module:f().").await.is_err());
+    assert!(broker.ctl(&["status"]).await.unwrap().contains(broker.node()));
+}

@@ -1,6 +1,9 @@
 //! What tries to break the promises: one guarantee after another on purpose, and faults at random.
 //!
 //! - `directed`: for each guarantee a schedule that passes, and fails when the guarantee is switched off.
+//! - `broker`: trouble with the broker, one kind after another.
 
+mod broker;
 #[cfg(feature = "breakable")]
 mod directed;
+mod trouble;
