@@ -19,7 +19,8 @@ PROFILE := $(if $(RELEASE),--release,)
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: deps ## Install what is missing, start private servers, watch events arrive
+demo: toolchain ## Install what is missing, start private servers, watch events arrive
+	@sh .ci/deps demo
 	$(CARGO) run --locked $(PROFILE) --features sandbox -- demo $(DEMO_ARGS)
 
 test: deps ## Install what is missing and run every test
@@ -38,7 +39,7 @@ lint: toolchain ## Format, clippy and rustdoc, warnings as errors; cargo-deny if
 build: toolchain ## Build the optimised binary
 	$(CARGO) build --locked --release
 
-deps: toolchain ## Install PostgreSQL, RabbitMQ and a C compiler where they are missing (Debian, Ubuntu)
+deps: toolchain ## Install PostgreSQL, RabbitMQ, pgbouncer and a C compiler where they are missing (Debian, Ubuntu)
 	@sh .ci/deps
 
 toolchain:

@@ -207,6 +207,7 @@ fn fitness(error: &PreflightError) -> Kind {
     match error {
         PreflightError::ServerTooOld(_) | PreflightError::SqlAscii(_) => Kind::PgUnfit,
         PreflightError::InRecovery => Kind::PgReadOnly,
+        PreflightError::Pooled => Kind::PgPooled,
         PreflightError::Schema(SchemaError::Newer { .. }) => Kind::PgSchemaNewer,
         // Somebody may be about to install or to grant.
         PreflightError::Schema(SchemaError::Forbidden { .. }) | PreflightError::Privilege { .. } => {

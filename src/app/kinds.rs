@@ -70,6 +70,9 @@ kinds! {
     PgReadOnly: "postgres-read-only", Transient,
         "25006, or the server is a standby", "looks for a primary among the hosts of `postgres.url`",
         "after a failover: nothing, if `postgres.url` names all servers or follows the primary";
+    PgPooled: "postgres-pooled", Permanent,
+        "a connection pooler in transaction mode is in between", "",
+        "connect to PostgreSQL itself, or to a pool with `pool_mode = session`";
     PgTwoServers: "postgres-two-servers", Transient,
         "two connections reached different servers", "", "point `postgres.url` at one primary";
     PgPrivilege: "postgres-privilege", Transient,

@@ -67,6 +67,9 @@ pub(super) async fn lead(context: &Context) -> Result<Lead, SessionError> {
     let name = &config.name;
     let (mut client, guard) =
         postgres::connect(&config.postgres, &Part::Standby.application_name(name)).await?;
+    let other = postgres::connect(&config.postgres, &format!("statecast {name} preflight")).await?;
+    answered("looks for a pooler", ANSWER_TIMEOUT, preflight::own_processes(&client, &other.0)).await?;
+    drop(other);
     let settings = async { client.batch_execute(STANDBY_SETTINGS).await.map_err(SessionError::Setup) };
     answered("is set up", ANSWER_TIMEOUT, settings).await?;
     answered("looks at the server", ANSWER_TIMEOUT, preflight::preflight(&client, None)).await?;

@@ -14,7 +14,7 @@ use crate::source::replication;
 use crate::source::wal::facts::{Obstacle, look, stream_state};
 use crate::source::wal::names::application_name;
 use crate::store::cursor;
-use crate::store::preflight::{ServerFacts, preflight};
+use crate::store::preflight::{ServerFacts, own_processes, preflight};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,8 @@ async fn database(client: &Client, config: &Config, findings: &mut Findings) -> 
 }
 
 async fn examine(client: &Client, config: &Config) -> anyhow::Result<ServerFacts> {
+    let (other, _guard) = super::connect(config, "check").await?;
+    own_processes(client, &other).await?;
     // Without a schema there is no cursor to compare with: the first look says so.
     preflight(client, None).await?;
     let last = cursor::last(client, &config.name).await?;

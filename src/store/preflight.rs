@@ -1,9 +1,12 @@
 //! The checks before a session: does this server, database and login have what the relay rests on?
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 use super::install::OLDEST_SERVER;
 use super::schema::{SchemaError, SchemaVersion, require_schema};
+
+/// How often two connections are compared.
+const PROCESS_LOOKS: usize = 3;
 
 /// What the pipeline's cursor row says about the server it was written on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +81,11 @@ pub enum PreflightError {
         /// `cursor.max_seq`.
         max_seq: i64,
     },
+    /// Two connections share one server process.
+    #[error(
+        "postgres.url leads to a connection pooler that hands a server process from client to client (pgbouncer's pool_mode = transaction or statement): Statecast keeps locks, settings and prepared statements in its sessions; connect to PostgreSQL itself, or to a pool with pool_mode = session"
+    )]
+    Pooled,
     /// Rights that the relay needs.
     #[error("login {login} lacks {missing}: GRANT statecast_relay TO {login}")]
     Privilege {
@@ -124,6 +132,36 @@ pub async fn preflight(client: &Client, cursor: Option<LastCursor>) -> Result<Se
         }
     }
     Ok(ServerFacts { version, system_identifier, timeline, last_seq, schema, timeline_changed })
+}
+
+/// Looks whether each connection has a server process of its own. Before anything else: behind a pooler that takes the
+/// process back after each transaction, a SET or a lock would stay with whoever gets it next.
+///
+/// An idle pool hands the process that was given back last to the next who asks, so that both get the same one; from a
+/// busy pool neither gets the same one each time.
+///
+/// # Errors
+///
+/// [`PreflightError::Pooled`], or SQL.
+pub async fn own_processes(one: &Client, other: &Client) -> Result<(), PreflightError> {
+    let first = process(one).await?;
+    for _ in 0..PROCESS_LOOKS {
+        let (another, again) = (process(other).await?, process(one).await?);
+        if first == another || first != again {
+            return Err(PreflightError::Pooled);
+        }
+    }
+    Ok(())
+}
+
+/// The server process behind a connection. By the simple protocol, which prepares nothing.
+async fn process(client: &Client) -> Result<Option<String>, Error> {
+    let sql = "SELECT pid || ' ' || backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    let messages = client.simple_query(sql).await?;
+    Ok(messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    }))
 }
 
 async fn server(client: &Client) -> Result<i32, PreflightError> {

@@ -32,6 +32,7 @@ mod parked_recall;
 mod parked_store;
 mod parking;
 mod pg;
+mod pg_proxy;
 mod pgoutput;
 mod plans;
 mod process;

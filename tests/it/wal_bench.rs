@@ -73,6 +73,11 @@ impl WalBench {
         bench
     }
 
+    /// The bench and its server, for those who keep them apart.
+    pub fn into_parts(self) -> (Bench, Postgres) {
+        (self.bench, self.server)
+    }
+
     /// One more variable for relays that start from now on.
     pub fn set(&mut self, name: &str, value: &str) {
         self.bench.invocation = self.bench.invocation.clone().with(name, value);

@@ -44,6 +44,7 @@ fn samples() -> Vec<(SessionError, Kind)> {
         (SessionError::Page(PageError::Silent), Kind::PgUnreachable),
         (SessionError::TwoServers { leader: (1, 1), source_server: (1, 2) }, Kind::PgTwoServers),
         (SessionError::Preflight(PreflightError::InRecovery), Kind::PgReadOnly),
+        (SessionError::Preflight(PreflightError::Pooled), Kind::PgPooled),
         (SessionError::Preflight(PreflightError::ServerTooOld(text())), Kind::PgUnfit),
         (SessionError::Preflight(PreflightError::SqlAscii(text())), Kind::PgUnfit),
         (

@@ -1,9 +1,10 @@
 //! What tries to break the promises: one guarantee after another on purpose, and faults at random.
 //!
 //! - `directed`: for each guarantee a schedule that passes, and fails when the guarantee is switched off.
-//! - `broker`: trouble with the broker, one kind after another.
+//! - `broker`, `database`: trouble with one of them, one kind after another.
 
 mod broker;
+mod database;
 #[cfg(feature = "breakable")]
 mod directed;
 mod trouble;
