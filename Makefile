@@ -2,19 +2,22 @@
 #
 #   make demo DEMO_ARGS=--keep    options for the demo
 #   make demo RELEASE=1           optimised (a longer build)
+#   make chaos SEED=7 ROUNDS=1    that round again
 #   STATECAST_POSTGRES__URL=… STATECAST_RABBITMQ__URLS=… make demo    your own servers, nothing is installed
 
 SHELL := /bin/sh
 CARGO ?= cargo
 DEMO_ARGS ?=
 TEST_ARGS ?=
+ROUNDS ?= 20
+SEED ?=
 RUST_MIN := 1.95
 
 # The dev profile (dependencies optimised a little) is built in a fraction of the time that a release with LTO takes.
 PROFILE := $(if $(RELEASE),--release,)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build deps toolchain
+.PHONY: help demo test chaos lint build deps toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +28,10 @@ demo: toolchain ## Install what is missing, start private servers, watch events 
 
 test: deps ## Install what is missing and run every test
 	$(CARGO) test --locked --all-features $(TEST_ARGS)
+
+chaos: deps ## Rounds of random faults (about 8 s each) and a cluster of three brokers (4 minutes)
+	STATECAST_CHAOS_ROUNDS=$(ROUNDS) STATECAST_CHAOS_SEED=$(SEED) $(CARGO) test --locked --all-features --test it \
+	  -- --ignored --nocapture --test-threads=1 chaos_of_many_rounds chaos::broker::cluster
 
 lint: toolchain ## Format, clippy and rustdoc, warnings as errors; cargo-deny if it is installed
 	$(CARGO) fmt --all --check

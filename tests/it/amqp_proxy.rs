@@ -37,6 +37,7 @@ impl AmqpProxy {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(&target).await else { continue };
+                let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let (mut from_client, to_client) = client.into_split();
                 let (from_server, mut to_server) = server.into_split();
                 connections.spawn(async move {

@@ -22,6 +22,9 @@ const RECONNECT: Duration = Duration::from_millis(50);
 /// Tries in a row before a writer gives up on its server: a minute.
 const RECONNECTS: usize = 1_200;
 
+/// One of so many events of an entity has another type, and with it another routing key.
+const RENAMED_EVERY: i64 = 5;
+
 /// Transactions of a writer that goes on until it is told to stop, at most.
 pub const UNTIL_STOPPED: usize = 1_000_000;
 
@@ -171,7 +174,7 @@ impl Writer {
         keys.sort_unstable();
         let mut events = Vec::new();
         for key in keys {
-            let key = format!("k{key:02}");
+            let key = self::key(key);
             match self.rng.u8(..10) {
                 0 => {
                     let savepoint = transaction.savepoint("undone").await?;
@@ -230,13 +233,28 @@ impl Writer {
     }
 }
 
+/// The entity of a number from 1 to [`KEYS`].
+pub fn key(number: usize) -> String {
+    format!("k{number:02}")
+}
+
 /// Changes an entity under its row lock and says so.
-async fn publish(transaction: &Transaction<'_>, key: &str) -> Result<Uuid, Error> {
+pub async fn publish(transaction: &Transaction<'_>, key: &str) -> Result<Uuid, Error> {
+    publish_padded(transaction, key, "").await
+}
+
+/// The same with as much in the payload besides.
+pub async fn publish_padded(transaction: &Transaction<'_>, key: &str, padding: &str) -> Result<Uuid, Error> {
     let update = "UPDATE shop_order SET version = version + 1 WHERE id = $1 RETURNING version";
     let n: i64 = transaction.query_one(update, &[&key]).await?.get(0);
-    let payload = serde_json::json!({ "key": key, "n": n }).to_string();
-    let insert = "SELECT statecast.publish('order', $1, 'changed', $2::text::json)";
-    Ok(transaction.query_one(insert, &[&key, &payload]).await?.get(0))
+    let mut payload = serde_json::json!({ "key": key, "n": n });
+    if !padding.is_empty() {
+        payload["padding"] = padding.into();
+    }
+    let payload = payload.to_string();
+    let insert = "SELECT statecast.publish('order', $1, $2, $3::text::json)";
+    let event_type = if n % RENAMED_EVERY == 0 { "renamed" } else { "changed" };
+    Ok(transaction.query_one(insert, &[&key, &event_type, &payload]).await?.get(0))
 }
 
 /// The server went away, as opposed to: it refused something.

@@ -121,6 +121,11 @@ impl Relay {
         let _ = self.child.wait();
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGTERM.
     pub fn sigterm(&self) {
         self.signal(Signal::TERM);

@@ -169,17 +169,23 @@ async fn big_rows_pass_whole_or_are_refused() {
     let slot = slot_name();
     client.create_temporary_slot(&slot, LIMIT).await.unwrap();
     let mut narrow = client.start_replication(&slot, start(), "p").await.unwrap();
-    for i in 0..3 {
-        let insert = format!("INSERT INTO t SELECT {i}, repeat('{i}', {BYTES})");
-        sql.batch_execute(&insert).await.unwrap();
-    }
-    for i in 0..3_u8 {
-        let row = data(&mut wide, b'I').await;
-        assert!(row.len() > BYTES && row.ends_with(&[b'0' + i; 1000]), "{}", row.len());
-        let inside = row.iter().filter(|byte| **byte == b'0' + i).count();
-        assert!(inside >= BYTES);
-    }
-    let refused = last(&mut narrow).await.unwrap_err();
+    let inserts = async {
+        for i in 0..3 {
+            let insert = format!("INSERT INTO t SELECT {i}, repeat('{i}', {BYTES})");
+            sql.batch_execute(&insert).await.unwrap();
+        }
+    };
+    let whole = async {
+        for i in 0..3_u8 {
+            let row = data(&mut wide, b'I').await;
+            assert!(row.len() > BYTES && row.ends_with(&[b'0' + i; 1000]), "{}", row.len());
+            let inside = row.iter().filter(|byte| **byte == b'0' + i).count();
+            assert!(inside >= BYTES);
+        }
+    };
+    // All at once: the server gives up a stream that answers nothing for a few seconds.
+    let ((), (), refused) = tokio::join!(inserts, whole, last(&mut narrow));
+    let refused = refused.unwrap_err();
     let ReplicationError::TooLarge { bytes, at, .. } = &refused else { panic!("{refused}") };
     assert!(*bytes > BYTES as u64 && at.wal.is_some(), "{refused}");
 }

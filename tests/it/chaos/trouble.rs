@@ -3,6 +3,7 @@
 //! Each test begins with everything well, makes trouble, ends it, and [`Trouble::end`]s with everything well again: events
 //! flow, the relay is ready, nothing is lost, invented or out of order, and nothing needs a person.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -22,6 +23,8 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 const WRITE_MAX: Duration = Duration::from_secs(2);
 /// Between two writes of the application that are timed.
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+/// For confirms of what is on its way.
+const CONFIRM_WAIT: Duration = Duration::from_millis(500);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -58,6 +61,22 @@ impl Trouble {
         let trouble = Trouble { bench, consumer, relay, writing, probing, stop };
         trouble.flows(100).await;
         trouble
+    }
+
+    /// Waits until all that was confirmed has arrived, where nothing more is.
+    pub async fn drained(&self) {
+        let confirmed = async || self.relay.metric("statecast_events_confirmed_total").await as usize;
+        let mut before = 0;
+        // Confirms of what was on its way may be late.
+        while before != confirmed().await {
+            before = confirmed().await;
+            let arrived = self.consumer.wait_for(ARRIVAL_LIMIT, |deliveries| {
+                let ids = deliveries.iter().map(|delivery| delivery.message_id.as_deref());
+                ids.collect::<HashSet<_>>().len() >= before
+            });
+            assert!(arrived.await, "{before} confirmed events did not arrive");
+            tokio::time::sleep(CONFIRM_WAIT).await;
+        }
     }
 
     /// Waits for so many more deliveries.

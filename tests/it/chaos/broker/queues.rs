@@ -1,7 +1,7 @@
 //! Queues, exchanges and permissions that somebody changes while the relay runs.
 
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
-use lapin::types::AMQPValue;
+use lapin::types::{AMQPValue, FieldTable};
 
 use super::private;
 use crate::chaos::trouble::Trouble;
@@ -69,14 +69,13 @@ async fn broker_exchange_is_deleted_and_made_again() {
 async fn broker_only_queue_is_deleted_and_made_again() {
     let trouble = Trouble::begin(Bench::shared().await).await;
     let topology = trouble.bench.topology.clone();
-    // What was in it is gone with it: that is for whoever deletes it.
+    // What is in it is gone with it, which is for whoever deletes it: so nothing is.
     let (_connection, channel) = topology.channel().await;
-    let options = QueueDeleteOptions { if_empty: true, ..Default::default() };
-    while channel.queue_delete(topology.queue.as_str().into(), options).await.is_err() {
-        let (_connection, next) = topology.channel().await;
-        drop(next);
-    }
+    let (queue, exchange) = (topology.queue.as_str(), topology.exchange.as_str().into());
+    channel.queue_unbind(queue.into(), exchange, "#".into(), FieldTable::default()).await.unwrap();
     assert!(trouble.relay.wait_for_metric("statecast_broker_returns_total", 0.0, ARRIVAL_LIMIT).await);
+    trouble.drained().await;
+    channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     topology.declare_queue("#", &[]).await;
     trouble.flows(200).await;
     trouble.end().await;
