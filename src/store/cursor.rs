@@ -137,8 +137,9 @@ pub async fn claim(
         .map_err(sql(pipeline))?
         .ok_or_else(|| CursorError::Superseded(pipeline.to_owned()))?;
     transaction.commit().await.map_err(sql(pipeline))?;
-    let aside = aside_state(client, pipeline).await.map_err(sql(pipeline))?;
-    Ok(Claim { new_timeline, aside, ..decode(&row, pipeline)? })
+    let claim = decode(&row, pipeline)?;
+    let aside = aside_state(client, pipeline, claim.epoch).await?;
+    Ok(Claim { new_timeline, aside, ..claim })
 }
 
 /// Makes the row of a new pipeline; one that has had a leader stays as it is.

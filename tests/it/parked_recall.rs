@@ -2,11 +2,13 @@
 
 use statecast::contract::{Became, Commit, Reason, Recalled, Then};
 use statecast::event::Seq;
+use statecast::store::cursor::CursorError;
 use statecast::store::parked::recall::RECALL;
-use statecast::store::parked::start::{HEADS, SETTINGS};
+use statecast::store::parked::start::{HEADS, SETTINGS, aside_state};
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::keeping::{Keeping, change, parked, queued, refusal, waiting};
+use crate::servers::connect;
 
 const LARGE: usize = 1 << 20;
 
@@ -182,14 +184,14 @@ async fn recalls_and_heads_cost_the_same_with_long_queues() {
     keeping
         .run(&format!(
             "{}; PREPARE recall (text, bigint[], bigint, bigint) AS {RECALL};
-             BEGIN; {SETTINGS}; PREPARE heads (text, bigint) AS {HEADS}; EXECUTE heads ('books', 1); COMMIT;
+             BEGIN; {SETTINGS}; PREPARE heads (text, bigint, bigint) AS {HEADS}; EXECUTE heads ('books', 1, 0); COMMIT;
              EXECUTE recall ('books', '{{1}}', 1, 1)",
             statecast::store::keeper::SETTINGS
         ))
         .await;
     let explain = "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, FORMAT JSON)";
     let recall = format!("{explain} EXECUTE recall ('books', '{{1,2,3,4}}', 8, 1000000)");
-    let heads = format!("{explain} EXECUTE heads ('books', 1000)");
+    let heads = format!("{explain} EXECUTE heads ('books', 1000, 0)");
     let mut costs = Vec::new();
     for (from, to) in [(1, 20), (21, 5_000)] {
         keeping
@@ -205,4 +207,32 @@ async fn recalls_and_heads_cost_the_same_with_long_queues() {
     println!("buffers for a recall and for 20 heads: {costs:?}");
     let [few, many] = costs[..] else { unreachable!() };
     assert!(many.0 <= few.0 * 3 && many.1 <= few.1 * 3, "{costs:?}");
+}
+
+/// More than a page of keys and of rows that no write has passed; read only by who leads.
+#[tokio::test]
+async fn what_is_set_aside_is_read_by_pages() {
+    const ROWS: i64 = 8_000;
+    let keeping = Keeping::new().await;
+    keeping
+        .run(&format!(
+            "INSERT INTO statecast.parked (pipeline, seq, xid, key_hash, event_id, aggregate_type, aggregate_id, event_type,
+                    schema_version, payload, recorded_at, state, passed)
+             SELECT 'books', n, '3', CASE n WHEN 1 THEN {} WHEN 2 THEN {} ELSE n END, gen_random_uuid(), 'order', '1', 'changed',
+                    '1.0.0', '{{}}', now(), 'queued', false
+               FROM generate_series(1, {ROWS}) n",
+            i64::MIN,
+            i64::MAX
+        ))
+        .await;
+    let epoch = keeping.claim.epoch;
+    let mut client = connect(&keeping.url).await.unwrap();
+    let aside = aside_state(&mut client, "books", epoch).await.unwrap();
+    assert_eq!(aside.unpassed, (1..=ROWS).collect::<Vec<_>>());
+    let mut heads: Vec<i64> = aside.heads.iter().map(|head| head.seq).collect();
+    assert!(aside.heads.is_sorted_by_key(|head| head.key.cast_signed()));
+    heads.sort_unstable();
+    assert_eq!(heads, aside.unpassed);
+    let stranger = aside_state(&mut client, "books", epoch + 1).await;
+    assert!(matches!(stranger, Err(CursorError::Superseded(_))), "{stranger:?}");
 }

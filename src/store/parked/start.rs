@@ -4,8 +4,14 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Error, Row};
 
+use super::super::cursor::{CursorError, sql};
+use super::super::lease;
 use super::reason_of;
 use crate::contract::{AsideState, Head, HeadState, KEYS_MAX};
+use crate::event::Seq;
+
+/// Keys, or rows, of a page: far from the lease's length, also from a cold disk.
+const PAGE_ROWS: i64 = 4_000;
 
 /// Every step takes the next key from its index, however stale the statistics are and however long the keys' queues: a leader
 /// that cannot start for a bad plan is a relay that stands still.
@@ -14,12 +20,13 @@ pub const SETTINGS: &str =
      SET LOCAL jit = off; SET LOCAL statement_timeout = '60s'";
 
 /// The first open row of each key: one probe of the index on (pipeline, key_hash, seq) each, not a look at all rows.
-/// `$1` pipeline, `$2` keys at most.
+/// `$1` pipeline, `$2` keys at most, `$3` the first key that may be the next.
 pub const HEADS: &str = "
 WITH RECURSIVE head AS (
     (SELECT p.key_hash, p.seq, p.state, p.reason, p.routing_key, p.since
        FROM statecast.parked p
-      WHERE p.pipeline = $1 AND p.state IN ('waiting', 'parked', 'queued', 'retry')
+      WHERE p.pipeline = $1 AND p.key_hash >= $3
+        AND p.state IN ('waiting', 'parked', 'queued', 'retry')
       ORDER BY p.key_hash, p.seq
       LIMIT 1)
     UNION ALL
@@ -38,25 +45,60 @@ SELECT key_hash, seq, state, reason, routing_key,
   FROM head
  LIMIT $2";
 
-/// `$1` pipeline.
-const UNPASSED: &str = "SELECT seq FROM statecast.parked WHERE pipeline = $1 AND NOT passed ORDER BY seq";
+/// `$1` pipeline, `$2` rows at most, `$3` the first row that may be the next.
+const UNPASSED: &str = "
+SELECT seq
+  FROM statecast.parked
+ WHERE pipeline = $1 AND NOT passed AND seq >= $3
+ ORDER BY seq
+ LIMIT $2";
 
-/// Reads what is set aside. Nobody else may lead meanwhile.
+/// Reads what is set aside, for the leader of `epoch`: nobody else writes it meanwhile. It may be much, so it is read by
+/// pages and the lease renewed between them, or a standby would take it over and begin to read in its turn.
 ///
 /// # Errors
-/// SQL.
-pub async fn aside_state(client: &mut Client, pipeline: &str) -> Result<AsideState, Error> {
+/// SQL, or another relay has taken over.
+pub async fn aside_state(client: &mut Client, pipeline: &str, epoch: i64) -> Result<AsideState, CursorError> {
+    let mut heads = Vec::new();
+    let mut from = Some(i64::MIN);
+    while let Some(first) = from.filter(|_| heads.len() <= KEYS_MAX) {
+        let rows = page(client, pipeline, HEADS, first).await.map_err(sql(pipeline))?;
+        from = next(&rows).map_err(sql(pipeline))?;
+        heads.extend(rows.iter().map(head).collect::<Result<Vec<_>, _>>().map_err(sql(pipeline))?);
+        if from.is_some() {
+            lease::renew(client, None, pipeline, epoch).await?;
+        }
+    }
+    // One more than the relay takes: it must know that there are more.
+    heads.truncate(KEYS_MAX + 1);
+    let mut unpassed = Vec::new();
+    from = Some(i64::MIN);
+    while let Some(first) = from {
+        let rows = page(client, pipeline, UNPASSED, first).await.map_err(sql(pipeline))?;
+        from = next(&rows).map_err(sql(pipeline))?;
+        let seqs = rows.iter().map(|row| row.try_get(0));
+        unpassed.extend(seqs.collect::<Result<Vec<Seq>, _>>().map_err(sql(pipeline))?);
+        if from.is_some() {
+            lease::renew(client, None, pipeline, epoch).await?;
+        }
+    }
+    Ok(AsideState { heads, unpassed })
+}
+
+/// Where the page after this one begins, if there may be one. By the first column.
+fn next(rows: &[Row]) -> Result<Option<i64>, Error> {
+    match rows.last().filter(|_| rows.len() as i64 == PAGE_ROWS) {
+        Some(last) => Ok(last.try_get::<_, i64>(0)?.checked_add(1)),
+        None => Ok(None),
+    }
+}
+
+async fn page(client: &mut Client, pipeline: &str, query: &str, after: i64) -> Result<Vec<Row>, Error> {
     let transaction = client.build_transaction().read_only(true).start().await?;
     transaction.batch_execute(SETTINGS).await?;
-    // One more than the relay takes: it must know that there are more.
-    let keys = KEYS_MAX as i64 + 1;
-    let heads = transaction.query(HEADS, &[&pipeline, &keys]).await?;
-    let unpassed = transaction.query(UNPASSED, &[&pipeline]).await?;
+    let rows = transaction.query(query, &[&pipeline, &PAGE_ROWS, &after]).await?;
     transaction.commit().await?;
-    Ok(AsideState {
-        heads: heads.iter().map(head).collect::<Result<_, _>>()?,
-        unpassed: unpassed.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
-    })
+    Ok(rows)
 }
 
 fn head(row: &Row) -> Result<Head, Error> {
