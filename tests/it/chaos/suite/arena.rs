@@ -49,8 +49,13 @@ pub struct Place {
 
 impl Arena {
     pub async fn start() -> Arena {
-        // For the history of an event that is wrong.
-        let settings = vec![("track_commit_timestamp".to_owned(), "on".to_owned())];
+        let settings = [
+            // For the history of an event that is wrong.
+            ("track_commit_timestamp", "on"),
+            // A connection that stalls before its first word keeps a server from stopping for so long.
+            ("authentication_timeout", "5s"),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let (postgres, broker) = tokio::join!(
             Postgres::start(PostgresOptions { settings, ..Default::default() }),
             Rabbitmq::start(RabbitmqOptions::default())
