@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
-//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `health`, `metrics` and
-//! `switches` are leaves that any of them may use.
+//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `reached`, `health`,
+//! `metrics` and `switches` are leaves that any of them may use.
 
 pub mod app;
 pub mod backend;
@@ -27,6 +27,7 @@ pub mod logging;
 pub mod metrics;
 pub mod postgres;
 pub mod publication;
+mod reached;
 pub mod relay;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

@@ -8,18 +8,22 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use futures_util::future::BoxFuture;
 use rustls::ClientConfig;
 use tokio::task::JoinHandle;
+use tokio_postgres::Client;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
+
+use self::hosts::Failure;
 
 use crate::config::{self, TlsMode};
 use crate::tls::{self, TlsError};
 
-/// For one server to answer, from name lookup to "ready for query"; also a pool's three timeouts.
+mod hosts;
+
+/// For one server to answer, from name lookup to "ready for query"; also for a pool to lend what it has.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -183,25 +187,17 @@ impl Drop for Guard {
     }
 }
 
-/// Opens one connection to a server that accepts writes.
+/// Opens one connection to a server that accepts writes. Every host has a time of its own ([`hosts`]).
 ///
 /// # Errors
 ///
 /// See [`PgError`].
 pub async fn connect(cfg: &config::Postgres, application_name: &str) -> Result<(Client, Guard), PgError> {
     let settings = Settings::new(cfg, application_name)?;
-    let hosts = settings.config.get_hosts().len().max(settings.config.get_hostaddrs().len()).max(1);
-    let patience = CONNECT_TIMEOUT * u32::try_from(hosts).unwrap_or(u32::MAX);
-    let connecting = async {
-        let (client, guard) = settings.connect().await?;
-        set_up(&client).await?;
-        Ok((client, guard))
-    };
-    match tokio::time::timeout(patience, connecting).await {
-        Ok(Ok(pair)) => Ok(pair),
-        Ok(Err(error)) => Err(settings.explain(error)),
-        Err(_) => Err(PgError::Timeout { at: settings.at() }),
-    }
+    hosts::connect(&settings).await.map_err(|failure| match failure {
+        Failure::Said(error) => settings.explain(error),
+        Failure::Silent => PgError::Timeout { at: settings.at() },
+    })
 }
 
 /// A pool of such connections. It opens them when they are asked for, so an unreachable server is not noticed here.
@@ -212,23 +208,36 @@ pub async fn connect(cfg: &config::Postgres, application_name: &str) -> Result<(
 ///
 /// The settings are unusable; see [`PgError`].
 pub fn pool(cfg: &config::Postgres, application_name: &str, size: usize) -> Result<Pool, PgError> {
-    let Settings { config, tls } = Settings::new(cfg, application_name)?;
+    let settings = Settings::new(cfg, application_name)?;
+    let patience = hosts::patience(settings.count());
     let how = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = match tls {
-        Some(tls) => Manager::from_config(config, MakeRustlsConnect::new(tls), how),
-        None => Manager::from_config(config, NoTls, how),
-    };
-    Pool::builder(manager)
+    Pool::builder(Manager::from_connect(settings.config.clone(), Pooled(settings), how))
         .max_size(size)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(CONNECT_TIMEOUT))
-        .create_timeout(Some(CONNECT_TIMEOUT))
+        .create_timeout(Some(patience))
         .recycle_timeout(Some(CONNECT_TIMEOUT))
-        .post_create(Hook::async_fn(|client, _| {
-            Box::pin(async move { set_up(client).await.map_err(HookError::Backend) })
-        }))
         .build()
         .map_err(PgError::Pool)
+}
+
+/// Makes a pool's connections as [`connect`] does.
+struct Pooled(Settings);
+
+impl Connect for Pooled {
+    fn connect(
+        &self,
+        _: &tokio_postgres::Config,
+    ) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), tokio_postgres::Error>> {
+        Box::pin(async {
+            match hosts::connect(&self.0).await {
+                Ok((client, mut guard)) => Ok((client, tokio::spawn(async move { guard.closed().await }))),
+                Err(Failure::Said(error)) => Err(error),
+                // The client has no error that says so. The pool has: at the end of its `create_timeout`.
+                Err(Failure::Silent) => std::future::pending().await,
+            }
+        })
+    }
 }
 
 /// What every connection is made of; replication makes its own from the same.
@@ -261,18 +270,9 @@ impl Settings {
         Ok(Settings { config, tls })
     }
 
-    async fn connect(&self) -> Result<(Client, Guard), tokio_postgres::Error> {
-        match &self.tls {
-            Some(tls) => {
-                let connector = MakeRustlsConnect::new(tls.clone());
-                let (client, connection) = self.config.connect(connector).await?;
-                Ok((client, Guard(tokio::spawn(run(connection)))))
-            }
-            None => {
-                let (client, connection) = self.config.connect(NoTls).await?;
-                Ok((client, Guard(tokio::spawn(run(connection)))))
-            }
-        }
+    /// Entries in the list of hosts.
+    fn count(&self) -> usize {
+        self.config.get_hosts().len().max(self.config.get_hostaddrs().len())
     }
 
     /// Where it connects to, for messages: all hosts with their ports.
@@ -316,12 +316,12 @@ impl Settings {
             }
             return PgError::Connect { at, source };
         }
-        // tokio-postgres has no kinds to match on, only these texts.
         let text = chain(&source);
-        if text.contains("does not allow writes") {
+        if text.contains(hosts::READ_ONLY) {
             return PgError::ReadOnly { at, source };
         }
         if self.tls.is_some() {
+            // tokio-postgres has no kinds to match on, only this text.
             if text.contains("server does not support TLS") {
                 return PgError::NotOffered { at, source };
             }

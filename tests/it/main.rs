@@ -21,6 +21,7 @@ mod cli;
 mod consumer;
 mod culprit;
 mod facts;
+mod hosts;
 mod install;
 mod interrupted;
 mod keeping;

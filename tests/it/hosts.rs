@@ -1,0 +1,45 @@
+//! Several hosts in `postgres.url`, several in `rabbitmq.urls`: those that say nothing do not keep us from those that do.
+
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+
+use crate::pg;
+use crate::servers;
+
+/// For three connections where one host is found to be silent: 3 s once, and the rest.
+const LIMIT: Duration = Duration::from_secs(8);
+
+/// A host whose kernel accepts and whose server is frozen: its address.
+async fn frozen() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let mut accepted = Vec::new();
+        while let Ok(connection) = listener.accept().await {
+            accepted.push(connection);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_frozen_host_that_is_listed_first_keeps_nobody_out() {
+    let url = servers::fresh_database().await;
+    let (before, after) = url.split_once('@').unwrap();
+    let url = format!("{before}@{},{after}", frozen().await);
+    let config = pg::config(&url);
+    let begun = Instant::now();
+    for _ in 0..3 {
+        let (client, _guard) = statecast::postgres::connect(&config, "test").await.unwrap();
+        assert_eq!(pg::number(&client, "SELECT 1::bigint").await, 1);
+    }
+    println!("three connections took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    let pool = statecast::postgres::pool(&config, "test", 1).unwrap();
+    assert_eq!(pg::number(&pool.get().await.unwrap(), "SELECT 1::bigint").await, 1);
+    // Nobody is there: said, and not for ever.
+    let alone = pg::config(&format!("{before}@{}/d", frozen().await));
+    let error = statecast::postgres::connect(&alone, "test").await.err().unwrap().to_string();
+    assert!(error.starts_with("no answer from PostgreSQL at 127.0.0.1:"), "{error}");
+}
