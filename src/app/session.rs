@@ -94,11 +94,14 @@ async fn open(context: &Context, lead: &Lead) -> Result<Opened, SessionError> {
     let config = &context.config;
     let (client, claim) = (&lead.client, &lead.claim);
     lead.clear(&config.name).await?;
-    let lanes = open_lanes(context, lead).await?;
+    // The broker may take its time over a dead predecessor, PostgreSQL over a host that is not there: at the same time.
+    let name = Part::Source.application_name(&config.name);
+    let connecting = async { Ok(postgres::connect(&config.postgres, &name).await?) };
+    // (Connections make large futures.)
+    let (lanes, source) = tokio::try_join!(Box::pin(open_lanes(context, lead)), Box::pin(connecting))?;
     let count = config.rabbitmq.lanes as i32;
     let noting = cursor::set_lanes(client, &config.name, claim.epoch, count);
     answered("notes its lanes", ANSWER_TIMEOUT, noting).await?;
-    let source = postgres::connect(&config.postgres, &Part::Source.application_name(&config.name)).await?;
     let found =
         answered("looks at the source's server", ANSWER_TIMEOUT, preflight::system(&source.0)).await?;
     if found != lead.history {

@@ -8,41 +8,70 @@ use std::time::Duration;
 use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, RustlsConnector, TLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::attempt::Attempt;
 use super::{SinkError, reply_code};
 use crate::config::{Rabbitmq, TlsMode};
+use crate::reached::{Answer, Reached};
 use crate::tls;
 
 /// Heartbeat in seconds: a silent peer is gone after about ten.
 const HEARTBEAT_S: u16 = 4;
 /// TCP, TLS and AMQP handshakes together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where there is another broker to try.
+const HURRIED_TIMEOUT: Duration = Duration::from_secs(3);
 /// A close is polite, not necessary: a blocked connection never answers it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Tries the configured URLs in random order.
+/// Brokers of this process.
+static REACHED: Reached = Reached::new();
+
+/// One configured URL.
+struct Broker {
+    uri: AMQPUri,
+    /// For messages, and to remember it by.
+    server: String,
+}
+
+/// Tries the configured URLs: in random order, but those that failed last come last. Where none says anything, each is
+/// asked once more, with more patience: they may be slow.
 ///
 /// # Errors
 /// That of the last URL tried, when none could be connected to.
 pub async fn connect(config: &Rabbitmq, name: &str) -> Result<Connection, SinkError> {
-    let mut urls: Vec<&str> = config.urls.iter().map(|url| url.expose()).collect();
-    fastrand::shuffle(&mut urls);
+    let brokers: Result<Vec<Broker>, SinkError> =
+        config.urls.iter().map(|url| broker(url.expose(), config)).collect();
+    let mut brokers = brokers?;
+    fastrand::shuffle(&mut brokers);
+    REACHED.order(&mut brokers, |broker| &broker.server);
+    let alone = brokers.len() == 1;
     let mut last = SinkError::Url("rabbitmq.urls is empty: name at least one broker".into());
-    for url in urls {
-        match connect_one(url, config, name).await {
+    let mut silent = Vec::new();
+    for broker in brokers {
+        let limit = if alone { CONNECT_TIMEOUT } else { HURRIED_TIMEOUT };
+        match try_one(&broker, config, name, limit).await {
             Ok(connection) => return Ok(connection),
-            Err(error) => {
-                tracing::debug!(%error, "broker not reachable");
+            Err((answer, error)) => {
                 last = error;
+                silent.extend((answer == Answer::None).then_some(broker));
             }
+        }
+    }
+    if alone {
+        return Err(last);
+    }
+    for broker in silent {
+        match try_one(&broker, config, name, CONNECT_TIMEOUT).await {
+            Ok(connection) => return Ok(connection),
+            Err((_, error)) => last = error,
         }
     }
     Err(last)
 }
 
-async fn connect_one(url: &str, config: &Rabbitmq, name: &str) -> Result<Connection, SinkError> {
+fn broker(url: &str, config: &Rabbitmq) -> Result<Broker, SinkError> {
     let mut uri: AMQPUri = url
         .parse()
         .map_err(|_| SinkError::Url("rabbitmq.urls holds something that is not an AMQP URL".into()))?;
@@ -53,6 +82,38 @@ async fn connect_one(url: &str, config: &Rabbitmq, name: &str) -> Result<Connect
     }
     uri.query.heartbeat = Some(HEARTBEAT_S);
     let server = describe(&uri);
+    Ok(Broker { uri, server })
+}
+
+/// Tries one, and remembers what came of it.
+async fn try_one(
+    broker: &Broker,
+    config: &Rabbitmq,
+    name: &str,
+    limit: Duration,
+) -> Result<Connection, (Answer, SinkError)> {
+    let begun = Instant::now();
+    let opened = connect_one(broker, config, name, limit).await;
+    let answer = match &opened {
+        Ok(_) => Answer::Good,
+        Err(_) if begun.elapsed() >= limit => Answer::None,
+        Err(_) => Answer::Refused,
+    };
+    REACHED.note(&broker.server, answer);
+    opened.map_err(|error| {
+        tracing::debug!(%error, "broker not reachable");
+        (answer, error)
+    })
+}
+
+async fn connect_one(
+    broker: &Broker,
+    config: &Rabbitmq,
+    name: &str,
+    limit: Duration,
+) -> Result<Connection, SinkError> {
+    let Broker { uri, server } = broker;
+    let (uri, server) = (uri.clone(), server.clone());
     let over_tls = uri.scheme == AMQPScheme::AMQPS;
     let failed = |error: &lapin::Error| {
         let (cause, refused) = explain(error, over_tls);
@@ -84,11 +145,11 @@ async fn connect_one(url: &str, config: &Rabbitmq, name: &str) -> Result<Connect
                 }
             };
             let timed_out = || Err(io::ErrorKind::TimedOut.into());
-            Ok(timeout(CONNECT_TIMEOUT, opening).await.unwrap_or_else(|_| timed_out())?)
+            Ok(timeout(limit, opening).await.unwrap_or_else(|_| timed_out())?)
         },
         properties,
     );
-    match timeout(CONNECT_TIMEOUT, connecting).await {
+    match timeout(limit, connecting).await {
         Ok(Ok(connection)) => {
             attempt.finished();
             Ok(connection)
@@ -97,7 +158,7 @@ async fn connect_one(url: &str, config: &Rabbitmq, name: &str) -> Result<Connect
         Err(_) => Err(SinkError::Connect {
             server,
             cause: format!(
-                "no answer within {CONNECT_TIMEOUT:?}; is it a RabbitMQ listener, with TLS exactly where the URL says so (amqps://)?"
+                "no answer within {limit:?}; is it a RabbitMQ listener, with TLS exactly where the URL says so (amqps://)?"
             ),
             refused: false,
         }),

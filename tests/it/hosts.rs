@@ -43,3 +43,21 @@ async fn a_frozen_host_that_is_listed_first_keeps_nobody_out() {
     let error = statecast::postgres::connect(&alone, "test").await.err().unwrap().to_string();
     assert!(error.starts_with("no answer from PostgreSQL at 127.0.0.1:"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_broker_is_waited_for_once() {
+    let url = servers::rabbitmq().await.url();
+    let env = [
+        ("STATECAST_POSTGRES__URL".to_owned(), "postgres://u@h/d".to_owned()),
+        ("STATECAST_RABBITMQ__URLS".to_owned(), format!("amqp://{} {url}", frozen().await)),
+    ];
+    let config = statecast::config::load(None, env.into_iter()).unwrap();
+    let begun = Instant::now();
+    // In random order: of so many attempts one begins with the wrong one.
+    for _ in 0..12 {
+        let connection = statecast::sink::connect::connect(&config.rabbitmq, "test").await.unwrap();
+        statecast::sink::connect::close(&connection).await;
+    }
+    println!("twelve connections took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+}
