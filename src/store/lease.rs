@@ -17,6 +17,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement, ToStatement};
 
 use super::cursor::{CursorError, sql};
+use crate::backend::Part;
 use crate::gate::LEASE;
 
 /// One of a leader's backends. Its number is given again, with the time of its start it is unique.
@@ -60,7 +61,8 @@ const RUNNING: &str = "coalesce(c.lease_until BETWEEN clock_timestamp() AND cloc
 /// Looks who leads, and with `may_lead` tries to take the advisory lock.
 ///
 /// It is not tried while the lease is running and the keeper's backend alive: either that is the leader, or a standby that
-/// has seized the row and waits until its predecessor lets go of the lock.
+/// has seized the row and waits until its predecessor lets go of the lock. (The name tells them from a backend that a pooler
+/// keeps when its client was killed: the pooler resets it.)
 ///
 /// # Errors
 /// SQL.
@@ -70,6 +72,7 @@ pub async fn look(client: &Client, pipeline: &str, may_lead: bool) -> Result<Loo
                      WHEN {RUNNING}
                       AND EXISTS (SELECT FROM pg_stat_activity a
                                    WHERE a.pid = c.pids[1] AND a.pid <> pg_backend_pid()
+                                     AND a.application_name = ANY ($4)
                                      -- hidden from this login where the backend is another's
                                      AND coalesce(a.backend_start = c.backends_started[1], true)) THEN false
                      ELSE pg_try_advisory_lock(hashtextextended('statecast:' || $1::text, 0)) END,
@@ -81,8 +84,10 @@ pub async fn look(client: &Client, pipeline: &str, may_lead: bool) -> Result<Loo
            FROM (VALUES (1)) AS one
            LEFT JOIN statecast.cursor c ON c.pipeline = $1"
     );
+    let names = Part::OF_A_CANDIDATE.map(|part| part.application_name(pipeline));
+    let names = names.as_slice();
     let row = client
-        .query_one(&statement, &[&pipeline, &LEASE.as_secs_f64(), &may_lead])
+        .query_one(&statement, &[&pipeline, &LEASE.as_secs_f64(), &may_lead, &names])
         .await
         .map_err(sql(pipeline))?;
     let look = || -> Result<Look, tokio_postgres::Error> {

@@ -4,8 +4,9 @@
 //! statement holds a snapshot or a lock, a walsender holds a slot. (A walsender that waits inside the creation of its slot
 //! does not even notice that its client is dead.) Only who has the row (a new epoch) may end them, and only these:
 //!
-//! - the backends that the cursor row names, by number *and* start, or who holds the pipeline's advisory lock; both only
-//!   under a name of the pipeline's own;
+//! - the keeper's backend, if the cursor row names it, by number *and* start, and who holds the pipeline's advisory lock
+//!   under the name of a keeper or a standby. (A backend of the row that is a standby's and has no lock is one that a pooler
+//!   has given to another relay when its own was killed.)
 //! - source, upkeep and stream of the pipeline, by their names: nobody has those but a leader, and the new one does not
 //!   have them yet.
 //!
@@ -66,8 +67,8 @@ pub enum Obstacle {
     Foreign(String),
 }
 
-/// `$1` pipeline, `$2` end them, `$3` and `$4` the backends of the row, `$5` names that only a leader has, `$6` names of
-/// who can hold the lock.
+/// `$1` pipeline, `$2` end them, `$3` and `$4` the backends of the row, `$5` names that only a leader has, `$6` the
+/// keeper's, `$7` a standby's.
 const FIND: &str = "
 WITH known AS (
     SELECT * FROM unnest($3::int[], $4::text[]) AS k (pid, started)
@@ -93,7 +94,8 @@ WITH known AS (
       LEFT JOIN locked l ON l.pid = a.pid
      WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
        AND (a.application_name = ANY ($5)
-            OR a.application_name = ANY ($6) AND (k.pid IS NOT NULL OR l.pid IS NOT NULL))
+            OR a.application_name = $6 AND (k.pid IS NOT NULL OR l.pid IS NOT NULL)
+            OR a.application_name = $7 AND l.pid IS NOT NULL)
 )
 SELECT pid, application_name, coalesce(quote_ident(login), '?'), locks, may_end,
        -- CASE: evaluated for none but these
@@ -106,11 +108,10 @@ SELECT pid, application_name, coalesce(quote_ident(login), '?'), locks, may_end,
 async fn query(client: &Client, pipeline: &str, known: &[Backend], end: bool) -> Result<Vec<Found>, Error> {
     let pids: Vec<i32> = known.iter().map(|backend| backend.pid).collect();
     let started: Vec<&str> = known.iter().map(|backend| backend.started.as_str()).collect();
-    let names = |parts: &[Part]| -> Vec<String> {
-        parts.iter().map(|part| part.application_name(pipeline)).collect()
-    };
-    let (leader, candidate) = (names(&Part::OF_A_LEADER), names(&Part::OF_A_CANDIDATE));
-    let rows = client.query(FIND, &[&pipeline, &end, &pids, &started, &leader, &candidate]).await?;
+    let name = |part: Part| part.application_name(pipeline);
+    let leader = Part::OF_A_LEADER.map(name);
+    let (leader, keeper, standby) = (leader.as_slice(), name(Part::Keeper), name(Part::Standby));
+    let rows = client.query(FIND, &[&pipeline, &end, &pids, &started, &leader, &keeper, &standby]).await?;
     let found = |row: &tokio_postgres::Row| {
         Ok(Found {
             pid: row.try_get(0)?,

@@ -173,6 +173,30 @@ async fn a_lock_that_is_free_for_a_moment_is_left_to_who_has_the_row() {
     assert!(look(&third, true).await.locked);
 }
 
+/// A pooler in session mode keeps the backend of a client that was killed, and gives it to another.
+#[tokio::test]
+async fn a_backend_that_outlives_its_relay_is_no_leader() {
+    let url = database().await;
+    let (mut leader, standby) = (part(&url, Part::Standby).await, part(&url, Part::Standby).await);
+    lead(&mut leader).await;
+    let known = seen(&standby).await.backends;
+    assert_eq!(known[0].pid, pid(&leader).await);
+    // What the pooler does with it, as `server_reset_query` says.
+    leader.batch_execute("DISCARD ALL").await.unwrap();
+    let look = look(&standby, true).await;
+    assert!(!look.over && look.locked, "the lock is free, and nobody is on the way to it");
+    // Another standby has it now: it waits, and is nobody's predecessor.
+    leader
+        .execute(
+            "SELECT set_config('application_name', $1, false)",
+            &[&Part::Standby.application_name(PIPELINE)],
+        )
+        .await
+        .unwrap();
+    assert!(predecessor::end_and_wait(&standby, PIPELINE, &known).await.unwrap().is_empty());
+    pid(&leader).await;
+}
+
 /// What is ended: what the row names, by number, start and name; the holder of the lock; what only a leader has. What is
 /// not: everything else, whatever stands in the row.
 #[tokio::test]
