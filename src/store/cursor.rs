@@ -110,10 +110,13 @@ pub async fn claim(
 ) -> Result<Claim, CursorError> {
     create(client, pipeline, server, start).await?;
     let transaction = client.transaction().await.map_err(sql(pipeline))?;
+    // Only who will have the row moves the sequence: that is not rolled back.
+    let statement = "SELECT timeline FROM statecast.cursor WHERE pipeline = $1 AND epoch = coalesce($2, epoch) FOR UPDATE";
     let row = transaction
-        .query_one("SELECT timeline FROM statecast.cursor WHERE pipeline = $1 FOR UPDATE", &[&pipeline])
+        .query_opt(statement, &[&pipeline, &epoch])
         .await
-        .map_err(sql(pipeline))?;
+        .map_err(sql(pipeline))?
+        .ok_or_else(|| CursorError::Superseded(pipeline.to_owned()))?;
     let new_timeline = row.try_get::<_, i32>(0).map_err(sql(pipeline))? != server.timeline;
     if new_timeline {
         transaction

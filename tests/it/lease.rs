@@ -197,6 +197,24 @@ async fn a_backend_that_outlives_its_relay_is_no_leader() {
     pid(&leader).await;
 }
 
+/// A promoted server's sequence is moved ahead by who leads, and by nobody else.
+#[tokio::test]
+async fn who_has_been_followed_moves_no_sequence() {
+    let url = database().await;
+    let (mut leader, sql) = (part(&url, Part::Standby).await, connect(&url).await.unwrap());
+    let epoch = lead(&mut leader).await;
+    sql.batch_execute("UPDATE statecast.cursor SET epoch = epoch + 1, timeline = timeline + 1")
+        .await
+        .unwrap();
+    let server = preflight::preflight(&leader, None).await.unwrap();
+    let last = "SELECT last_value FROM statecast.outbox_seq_seq";
+    let before = pg::number(&sql, last).await;
+    let claim =
+        cursor::claim(&mut leader, PIPELINE, &server, Start::Oldest, "late", 10_000, Some(epoch)).await;
+    assert!(superseded(&claim));
+    assert_eq!(pg::number(&sql, last).await, before);
+}
+
 /// What is ended: what the row names, by number, start and name; the holder of the lock; what only a leader has. What is
 /// not: everything else, whatever stands in the row.
 #[tokio::test]
