@@ -136,8 +136,9 @@ impl Standby<'_> {
             // Nobody has led yet: whoever has the lock has not come further than that.
             None => None,
             Some(seen) => match self.take_row(seen).await? {
-                Some(epoch) => Some(epoch),
-                None => return Ok(None),
+                Taken::Row(epoch) => Some(epoch),
+                Taken::Discarded => None,
+                Taken::Not => return Ok(None),
             },
         };
         let former = row.as_ref().and_then(|row| row.holder.as_deref()).unwrap_or("nobody");
@@ -168,19 +169,36 @@ impl Standby<'_> {
         }
     }
 
-    async fn take_row(&self, seen: &Holding) -> Result<Option<i64>, SessionError> {
+    async fn take_row(&self, seen: &Holding) -> Result<Taken, SessionError> {
         let (name, holder) = (&self.context.config.name, holder());
-        let seizing = lease::seize(self.client, name, seen, &holder);
-        match answered("takes the lease", ANSWER_TIMEOUT, seizing).await {
+        let taking = async {
+            if seen.epoch == 0 {
+                let discarded = lease::discard(self.client, name, seen).await?;
+                return Ok(if discarded { Taken::Discarded } else { Taken::Not });
+            }
+            let seized = lease::seize(self.client, name, seen, &holder).await?;
+            Ok::<_, CursorError>(seized.map_or(Taken::Not, Taken::Row))
+        };
+        match answered("takes the lease", ANSWER_TIMEOUT, taking).await {
             // Somebody is writing the row: the next look shows what.
             Err(SessionError::Cursor(CursorError::Sql { source, .. }))
                 if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) =>
             {
-                Ok(None)
+                Ok(Taken::Not)
             }
             taken => taken,
         }
     }
+}
+
+/// What became of a row whose lease is over.
+enum Taken {
+    /// Ours, in this epoch.
+    Row(i64),
+    /// Nobody has led by it: it is gone.
+    Discarded,
+    /// Somebody has it.
+    Not,
 }
 
 /// How long a lease has to be seen unchanged. While a new pipeline is made nobody renews.

@@ -7,6 +7,7 @@
 //! ```text
 //! standby ──lock is free──────────────────────────▶ claims (epoch + 1) ──▶ leads
 //!    └─────lease over and seen unchanged──▶ seizes (epoch + 1), ends the predecessor, locks ──▶ claims …
+//!                                           (never led: discards the row)
 //! ```
 //!
 //! *Over* is a lease that is past on the server's clock, was released, or lies further ahead than any lease: that clock was
@@ -132,6 +133,28 @@ pub async fn seize(
         .await
         .map_err(sql(pipeline))?;
     row.map(|row| row.try_get(0).map_err(sql(pipeline))).transpose()
+}
+
+/// Discards a row that nobody has ever led by (its epoch is 0): who was making the pipeline does not come further. `false`:
+/// it has come further after all, or another standby was faster.
+///
+/// Such a row is not seized: with an epoch it would pass for one that is whole, and its start (`--from now`) would be lost.
+/// Without it the next leader makes the pipeline anew; who made it before finds no row to claim.
+///
+/// # Errors
+/// As [`seize`].
+pub async fn discard(client: &Client, pipeline: &str, seen: &Holding) -> Result<bool, CursorError> {
+    let statement = format!(
+        "DELETE FROM statecast.cursor c
+          WHERE c.pipeline = $1 AND c.epoch = 0
+            AND extract(epoch FROM c.lease_until)::text IS NOT DISTINCT FROM $3
+            AND NOT {RUNNING}"
+    );
+    let discarded = client
+        .execute(&statement, &[&pipeline, &LEASE.as_secs_f64(), &seen.lease_until])
+        .await
+        .map_err(sql(pipeline))?;
+    Ok(discarded == 1)
 }
 
 /// This connection's own backend.

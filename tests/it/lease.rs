@@ -215,6 +215,43 @@ async fn who_has_been_followed_moves_no_sequence() {
     assert_eq!(pg::number(&sql, last).await, before);
 }
 
+/// `--from now`: who makes the pipeline counts its outbox, and is cut off before it has. Whoever follows makes it anew.
+#[tokio::test]
+async fn a_pipeline_that_was_never_led_is_made_anew() {
+    let url = database().await;
+    let sql = connect(&url).await.unwrap();
+    sql.batch_execute("SELECT statecast.publish('order', 'k', 'created', '{}'::json)").await.unwrap();
+    let (standby, mut winner) = (part(&url, Part::Standby).await, part(&url, Part::Standby).await);
+    let server = preflight::preflight(&winner, None).await.unwrap();
+    let insert = format!(
+        "INSERT INTO statecast.cursor (pipeline, system_identifier, timeline, snapshot, max_seq, base, lease_until)
+         VALUES ('{PIPELINE}', {}, {}, '1:1:', 1, 0, 'infinity')",
+        server.system_identifier, server.timeline
+    );
+    sql.batch_execute(&insert).await.unwrap();
+    let creating = seen(&standby).await;
+    assert!(creating.creating);
+    assert!(lease::discard(&winner, PIPELINE, &creating).await.unwrap());
+    assert!(!lease::discard(&standby, PIPELINE, &creating).await.unwrap(), "once");
+    // Who made it finds nothing to claim when it wakes up.
+    assert_eq!(pg::number(&sql, "SELECT count(*) FROM statecast.cursor").await, 0);
+    let now = look(&winner, true).await;
+    assert!(now.locked);
+    let epoch = Some(now.row.map_or(0, |row| row.epoch));
+    let claim =
+        cursor::claim(&mut winner, PIPELINE, &server, Start::Now, "winner", 10_000, epoch).await.unwrap();
+    assert_eq!((claim.position.prune_seq, claim.passed), (1, 0), "{claim:?}");
+    let base = "SELECT base FROM statecast.cursor";
+    assert_eq!(pg::number(&sql, base).await, 1, "the archive is skipped");
+    let led = seen(&sql).await;
+    expire(&sql).await;
+    assert!(
+        !lease::discard(&standby, PIPELINE, &Holding { lease_until: seen(&sql).await.lease_until, ..led })
+            .await
+            .unwrap()
+    );
+}
+
 /// What is ended: what the row names, by number, start and name; the holder of the lock; what only a leader has. What is
 /// not: everything else, whatever stands in the row.
 #[tokio::test]
