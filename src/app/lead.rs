@@ -122,7 +122,8 @@ impl Lead {
     /// SQL.
     pub(super) async fn clear(&self, pipeline: &str) -> Result<(), SessionError> {
         let ending = async {
-            let ending = predecessor::end_and_wait(&self.client, pipeline, &self.predecessor);
+            let ours = Some(self.claim.epoch);
+            let ending = predecessor::end_and_wait(&self.client, pipeline, &self.predecessor, ours);
             ending.await.map_err(SessionError::Predecessor)
         };
         let left = answered("ends what its predecessor has left", ANSWER_TIMEOUT, ending).await?;

@@ -145,8 +145,6 @@ impl Standby<'_> {
         tracing::warn!(former, epoch, "the leader does not renew its lease: taking over");
         let (until, mut renewed) = (Instant::now() + TAKE_LIMIT, Instant::now());
         loop {
-            let ending = predecessor::end(self.client, name, &known);
-            let left = ending.await.map_err(SessionError::Predecessor)?;
             let look = lease::look(self.client, name, true);
             let look = answered("takes the lock", LOOK_TIMEOUT, look).await?;
             if look.row.as_ref().map(|row| row.epoch) != epoch {
@@ -156,6 +154,12 @@ impl Standby<'_> {
             if look.locked {
                 return Ok(Some(known));
             }
+            // Only now: whoever was faster must not be ended.
+            let ending = async {
+                let ending = predecessor::end(self.client, name, &known, epoch);
+                ending.await.map_err(SessionError::Predecessor)
+            };
+            let left = answered("ends its predecessor", ANSWER_TIMEOUT, ending).await?;
             if Instant::now() > until {
                 let left = left.first().map_or_else(|| "its predecessor".to_owned(), ToString::to_string);
                 return Err(SessionError::StillThere { left, limit: TAKE_LIMIT });

@@ -68,7 +68,7 @@ pub enum Obstacle {
 }
 
 /// `$1` pipeline, `$2` end them, `$3` and `$4` the backends of the row, `$5` names that only a leader has, `$6` the
-/// keeper's, `$7` a standby's.
+/// keeper's, `$7` a standby's, `$8` our epoch (where they are to end).
 const FIND: &str = "
 WITH known AS (
     SELECT * FROM unnest($3::int[], $4::text[]) AS k (pid, started)
@@ -102,16 +102,31 @@ SELECT pid, application_name, coalesce(quote_ident(login), '?'), locks, may_end,
        CASE WHEN $2 AND may_end THEN pg_terminate_backend(pid) END
   FROM found
  -- somebody else under one of our names is no obstacle
- WHERE certain OR may_end
+ WHERE (certain OR may_end)
+   -- who has been followed meanwhile would end the new leader
+   AND (NOT $2 OR (SELECT epoch FROM statecast.cursor WHERE pipeline = $1) IS NOT DISTINCT FROM $8)
  ORDER BY pid";
 
-async fn query(client: &Client, pipeline: &str, known: &[Backend], end: bool) -> Result<Vec<Found>, Error> {
+/// Whom [`query`] ends.
+#[derive(Clone, Copy)]
+enum End {
+    Nobody,
+    /// For who has the row in this epoch, or has seen that there is none.
+    As(Option<i64>),
+}
+
+async fn query(client: &Client, pipeline: &str, known: &[Backend], end: End) -> Result<Vec<Found>, Error> {
+    let (end, epoch) = match end {
+        End::Nobody => (false, None),
+        End::As(epoch) => (true, epoch),
+    };
     let pids: Vec<i32> = known.iter().map(|backend| backend.pid).collect();
     let started: Vec<&str> = known.iter().map(|backend| backend.started.as_str()).collect();
     let name = |part: Part| part.application_name(pipeline);
     let leader = Part::OF_A_LEADER.map(name);
     let (leader, keeper, standby) = (leader.as_slice(), name(Part::Keeper), name(Part::Standby));
-    let rows = client.query(FIND, &[&pipeline, &end, &pids, &started, &leader, &keeper, &standby]).await?;
+    let rows =
+        client.query(FIND, &[&pipeline, &end, &pids, &started, &leader, &keeper, &standby, &epoch]).await?;
     let found = |row: &tokio_postgres::Row| {
         Ok(Found {
             pid: row.try_get(0)?,
@@ -129,7 +144,7 @@ async fn query(client: &Client, pipeline: &str, known: &[Backend], end: bool) ->
 /// # Errors
 /// SQL.
 pub async fn obstacle(client: &Client, pipeline: &str, known: &[Backend]) -> Result<Option<Obstacle>, Error> {
-    let found = query(client, pipeline, known, false).await?;
+    let found = query(client, pipeline, known, End::Nobody).await?;
     let locked = found.iter().any(|found| found.locks);
     if let Some(found) = found.into_iter().find(|found| !found.may_end) {
         let login = client.query_one("SELECT quote_ident(current_user)", &[]).await?.try_get(0)?;
@@ -142,12 +157,18 @@ pub async fn obstacle(client: &Client, pipeline: &str, known: &[Backend]) -> Res
     Ok(holder.map(|holder| Obstacle::Foreign(holder.to_string())))
 }
 
-/// Tells them to end; returns those that are still there. Only for who has taken the row.
+/// Tells them to end; returns those that are still there. Only for who has taken the row, and only while it has: `epoch` is
+/// its own (`None`: there is no row).
 ///
 /// # Errors
 /// SQL.
-pub async fn end(client: &Client, pipeline: &str, known: &[Backend]) -> Result<Vec<Found>, Error> {
-    query(client, pipeline, known, true).await
+pub async fn end(
+    client: &Client,
+    pipeline: &str,
+    known: &[Backend],
+    epoch: Option<i64>,
+) -> Result<Vec<Found>, Error> {
+    query(client, pipeline, known, End::As(epoch)).await
 }
 
 /// Ends them and waits until they are gone; returns those that are still there after three seconds, or that this login may
@@ -155,10 +176,15 @@ pub async fn end(client: &Client, pipeline: &str, known: &[Backend]) -> Result<V
 ///
 /// # Errors
 /// SQL.
-pub async fn end_and_wait(client: &Client, pipeline: &str, known: &[Backend]) -> Result<Vec<Found>, Error> {
+pub async fn end_and_wait(
+    client: &Client,
+    pipeline: &str,
+    known: &[Backend],
+    epoch: Option<i64>,
+) -> Result<Vec<Found>, Error> {
     let until = Instant::now() + GONE_LIMIT;
     loop {
-        let left = end(client, pipeline, known).await?;
+        let left = end(client, pipeline, known, epoch).await?;
         if left.iter().all(|found| !found.may_end) || Instant::now() > until {
             return Ok(left);
         }

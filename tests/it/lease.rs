@@ -179,7 +179,7 @@ async fn a_backend_that_outlives_its_relay_is_no_leader() {
     let url = database().await;
     let (mut leader, standby) = (part(&url, Part::Standby).await, part(&url, Part::Standby).await);
     lead(&mut leader).await;
-    let known = seen(&standby).await.backends;
+    let Holding { epoch, backends: known, .. } = seen(&standby).await;
     assert_eq!(known[0].pid, pid(&leader).await);
     // What the pooler does with it, as `server_reset_query` says.
     leader.batch_execute("DISCARD ALL").await.unwrap();
@@ -193,7 +193,7 @@ async fn a_backend_that_outlives_its_relay_is_no_leader() {
         )
         .await
         .unwrap();
-    assert!(predecessor::end_and_wait(&standby, PIPELINE, &known).await.unwrap().is_empty());
+    assert!(predecessor::end_and_wait(&standby, PIPELINE, &known, Some(epoch)).await.unwrap().is_empty());
     pid(&leader).await;
 }
 
@@ -287,13 +287,21 @@ async fn only_a_leaders_backends_are_ended() {
 
     assert_eq!(predecessor::obstacle(&winner, PIPELINE, &known).await.unwrap(), None);
     let ended = [leader_pid, source_pid, pid(&upkeep).await, pid(&stream).await];
-    let mut told: Vec<i32> =
-        predecessor::end(&winner, PIPELINE, &known).await.unwrap().iter().map(|found| found.pid).collect();
+    // Who has been followed meanwhile ends nobody.
+    for epoch in [None, Some(former.epoch - 1), Some(former.epoch + 1)] {
+        assert!(predecessor::end(&winner, PIPELINE, &known, epoch).await.unwrap().is_empty());
+    }
+    for alive in [&leader, &source, &upkeep, &stream] {
+        pid(alive).await;
+    }
+    let ours = Some(former.epoch);
+    let told = predecessor::end(&winner, PIPELINE, &known, ours).await.unwrap();
+    let mut told: Vec<i32> = told.iter().map(|found| found.pid).collect();
     told.sort_unstable();
     let mut expected = ended.to_vec();
     expected.sort_unstable();
     assert_eq!(told, expected);
-    assert!(predecessor::end_and_wait(&winner, PIPELINE, &known).await.unwrap().is_empty());
+    assert!(predecessor::end_and_wait(&winner, PIPELINE, &known, ours).await.unwrap().is_empty());
     let gone = format!("NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = ANY (ARRAY{ended:?}))");
     wait_until(&sql, &gone).await;
     for alive in [&application, &other, &recycled, &standby, &winner] {
@@ -311,7 +319,7 @@ async fn who_has_the_lock_and_has_not_claimed_is_ended() {
     let look_again = look(&winner, true).await;
     assert!(!look_again.locked && look_again.over && look_again.row.is_none(), "{look_again:?}");
     assert_eq!(predecessor::obstacle(&winner, PIPELINE, &[]).await.unwrap(), None);
-    assert!(predecessor::end_and_wait(&winner, PIPELINE, &[]).await.unwrap().is_empty());
+    assert!(predecessor::end_and_wait(&winner, PIPELINE, &[], None).await.unwrap().is_empty());
     assert!(look(&winner, true).await.locked);
 }
 
@@ -323,7 +331,7 @@ async fn a_lock_that_is_no_relays_is_left_alone_and_named() {
     let obstacle = predecessor::obstacle(&winner, PIPELINE, &[]).await.unwrap().unwrap().to_string();
     let expected = format!("backend {}, psql, which is no relay, holds the lock", pid(&person).await);
     assert!(obstacle.starts_with(&expected), "{obstacle}");
-    assert!(predecessor::end_and_wait(&winner, PIPELINE, &[]).await.unwrap().is_empty());
+    assert!(predecessor::end_and_wait(&winner, PIPELINE, &[], None).await.unwrap().is_empty());
     pid(&person).await;
 }
 
@@ -343,7 +351,7 @@ async fn a_login_that_may_not_end_the_leader_is_told() {
     lead(&mut leader).await;
     let hostile = part(&pg::with_user(&url, &stranger), Part::Source).await;
     let standby = part(&pg::with_user(&url, &second), Part::Standby).await;
-    let known = seen(&standby).await.backends;
+    let Holding { epoch, backends: known, .. } = seen(&standby).await;
     assert_eq!(known[0].pid, pid(&leader).await);
 
     let obstacle = async || predecessor::obstacle(&standby, PIPELINE, &known).await.unwrap();
@@ -353,7 +361,8 @@ async fn a_login_that_may_not_end_the_leader_is_told() {
         pid(&leader).await
     );
     assert!(text.starts_with(&expected) && text.contains(&format!("GRANT {first} TO {second}")), "{text}");
-    assert_eq!(predecessor::end(&standby, PIPELINE, &known).await.unwrap().len(), 1, "nothing is ended");
+    let left = predecessor::end(&standby, PIPELINE, &known, Some(epoch)).await.unwrap();
+    assert_eq!(left.len(), 1, "nothing is ended");
     for grant in [&first, "pg_signal_backend"] {
         sql.batch_execute(&format!("GRANT {grant} TO {second}")).await.unwrap();
         assert_eq!(obstacle().await, None, "{grant}");
@@ -369,7 +378,7 @@ async fn a_login_that_may_not_end_the_leader_is_told() {
     assert_eq!(error.code().unwrap().code(), "42501", "the server agrees");
     sql.batch_execute(&format!("ALTER ROLE {first} NOSUPERUSER")).await.unwrap();
 
-    let left = predecessor::end_and_wait(&standby, PIPELINE, &known).await.unwrap();
+    let left = predecessor::end_and_wait(&standby, PIPELINE, &known, Some(epoch)).await.unwrap();
     assert!(left.is_empty(), "{left:?}");
     let gone = format!("NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {})", known[0].pid);
     wait_until(&sql, &gone).await;
