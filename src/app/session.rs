@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::classify::SessionError;
+use super::classify::{Class, SessionError, classify};
 use super::lead::{self, ANSWER_TIMEOUT, Lead, answered};
 use super::{Context, upkeep};
 use crate::backend::Part;
@@ -163,7 +163,7 @@ async fn relay(
             ended = &mut relaying => break ended,
             // A part that ends before the relay has failed, or found its peer gone.
             Some(part) = parts.join_next() => {
-                failure = reason(failure, part_error(part));
+                failure = reason(failure, blame(part_error(part), gate.has_run_out()));
                 stand_down(context, &abort);
             }
             // The lanes hand nothing over any more: who waits for what they hold waits in vain.
@@ -175,8 +175,7 @@ async fn relay(
     };
     over.cancel();
     if gate.has_run_out() {
-        // Much fails at once when a process wakes up after a long stop. This is why.
-        failure = Some(SessionError::LeaseLost);
+        failure = masked(failure);
     }
     failure = take_down(parts, failure).await;
     match (ended, failure) {
@@ -299,6 +298,18 @@ fn part_error(part: Result<Result<(), SessionError>, JoinError>) -> Option<Sessi
     }
 }
 
+/// What is to blame for the end of a part. Much fails at once when a process wakes up after a long stop, and what a former
+/// leader finds wrong may be its successor's work: that the lease is lost is why.
+fn blame(error: Option<SessionError>, lost: bool) -> Option<SessionError> {
+    if lost { error.map(|_| SessionError::LeaseLost) } else { error }
+}
+
+/// The failure of a session whose lease ran out before its end. What was found while it was good, and only a person can
+/// mend, stays: taking the session down may take longer than the lease lasts.
+fn masked(failure: Option<SessionError>) -> Option<SessionError> {
+    failure.filter(|error| classify(error) == Class::Permanent).or(Some(SessionError::LeaseLost))
+}
+
 /// The first failure; but that the lanes stopped says less than why.
 fn reason(first: Option<SessionError>, next: Option<SessionError>) -> Option<SessionError> {
     match first {
@@ -318,4 +329,24 @@ async fn take_down(mut parts: Parts, mut failure: Option<SessionError>) -> Optio
         parts.shutdown().await;
     }
     failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::poll::page::PageError;
+
+    #[test]
+    fn a_lost_lease_hides_nothing_that_was_found_before() {
+        let gone = || Some(SessionError::Page(PageError::RowsGone { missing: 1, first: 7 }));
+        let lost = |failure: &Option<SessionError>| matches!(failure, Some(SessionError::LeaseLost));
+        // Found while the lease was good; it ran out while the session was taken down.
+        let found = reason(None, blame(gone(), false));
+        assert!(matches!(masked(found), Some(SessionError::Page(PageError::RowsGone { .. }))));
+        // Found after a long stop: a successor may have dropped those rows.
+        assert!(lost(&masked(reason(None, blame(gone(), true)))));
+        // What heals by itself says less than why.
+        assert!(lost(&masked(Some(SessionError::PeerGone("source")))) && lost(&masked(None)));
+        assert!(blame(None, true).is_none());
+    }
 }
