@@ -62,7 +62,7 @@ kinds! {
         "57P01, 57P02, 57P03 (shutdown, crash, start), 57P05, 08xxx", "closes its stream at once, so that the shutdown need not wait", "nothing, if it was meant";
     PgConnections: "postgres-connections", Transient,
         "53300 (too many connections)", "",
-        "raise `max_connections`, or `ALTER ROLE … CONNECTION LIMIT`; a relay needs four, a standby one";
+        "raise `max_connections`, or `ALTER ROLE … CONNECTION LIMIT`; a leader needs four, a standby one, and two while it starts";
     PgDisk: "postgres-disk", Transient,
         "53100 (disk full)", "", "make room on the server's disk; until then nothing moves and nothing is lost";
     PgResources: "postgres-resources", Transient,
@@ -102,14 +102,15 @@ kinds! {
     CursorBroken: "cursor-broken", Permanent,
         "the cursor row holds what is no snapshot", "", "restore it, or `statecast cursor rebase`";
     CursorGone: "cursor-gone", Transient,
-        "the cursor row was deleted under a running relay", "makes a new one, from the oldest row that is there", "use `statecast cursor drop` on a stopped relay";
+        "the cursor row was deleted under a running relay (or `superseded`, where a write finds out first)",
+        "makes a new one, where a new pipeline starts: at the oldest row, or with `--from now` after all that has committed", "use `statecast cursor drop` on a stopped relay";
     WalMode: "wal-mode", Permanent,
         "`source.mode = \"wal\"`, and `wal_level` or the login does not allow it", "", "as the message says, or `source.mode = \"auto\"`";
     // Leading.
     LeaseLost: "lease-lost", LeaseLost,
         "the lease was not renewed for 3 s", "", "once: nothing. Often: PostgreSQL stalls, or this process gets no CPU";
     Superseded: "superseded", LeaseLost,
-        "another relay has taken the cursor over", "", "nothing; `statecast status` says who leads";
+        "another relay has taken the cursor over, or its row is gone", "", "nothing; `statecast status` says who leads";
     Takeover: "takeover", Transient,
         "a former leader's connections cannot be looked at or do not end", "", "end the backend that the message names; look why the server cannot";
     // RabbitMQ.
