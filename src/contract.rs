@@ -314,16 +314,19 @@ pub struct Recalled {
 pub struct RecalledKey {
     /// The key.
     pub key: u64,
-    /// By `seq`, up to (not including) the first parked row. Beyond the limits of the recall: none.
+    /// By `seq`, up to (not including) the first row that is parked, or that a person has given up. Beyond the limits of the
+    /// recall: none.
     pub events: Vec<Event>,
-    /// What follows them.
+    /// Rows that a person has given up, before which `events` end. Nothing behind them goes until that is written.
+    pub given_up: Vec<Seq>,
+    /// What follows `events`.
     pub then: Then,
 }
 
 /// What follows the events of a [`RecalledKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
-    /// More that may be recalled.
+    /// More that may be recalled, or that a person has given up.
     More,
     /// Nothing else of the key is set aside.
     Empty,

@@ -2,7 +2,8 @@
 //!
 //! They are recalled from the table by the keeper, some at a time, and published one by one, whatever the ordering is. A
 //! recall is only sent when nothing of the key is on its way to the table: the keeper answers in order, so what it brings is
-//! all that there is. When it brings nothing the key is live again: its live events have waited, so nothing of it can have
+//! all that there is. It ends before a row that a person has given up, and names it: the key goes on when that is written.
+//! When a recall brings nothing the key is live again: its live events have waited, so nothing of it can have
 //! gone to the table in between. A refusal drops what was recalled; the key waits again, and is recalled again.
 
 use std::sync::Arc;
@@ -97,7 +98,7 @@ impl State<'_> {
             return;
         }
         self.recalling = None;
-        for RecalledKey { key, events, then } in recalled.keys {
+        for RecalledKey { key, events, given_up, then } in recalled.keys {
             // What a person has decided meanwhile must be written before anything more goes, and the answer does not know it.
             let is_current = self.aside.get(key).is_some_and(|entry| entry.on_way == 0);
             let Some(draining) = self.aside.draining(key) else { continue };
@@ -111,8 +112,19 @@ impl State<'_> {
                         .map_err(|invalid| Refusal { reason: Reason::Invalid, detail: invalid.to_string() });
                     self.aside.recalled(key, Drained { seq, message });
                 }
+                self.give_up(key, &given_up);
             }
             self.go_on(key);
+        }
+    }
+
+    /// Rows that a person has given up, behind those that were recalled. Their requests may be a long way back in the list that
+    /// the keeper tells: decided here, they cannot be in flight by then, and nothing overtakes them.
+    fn give_up(&mut self, key: u64, rows: &[Seq]) {
+        for &seq in rows {
+            if self.outgoing.has_room() && !self.outgoing.is_decided(seq) {
+                self.discard(key, seq);
+            }
         }
     }
 

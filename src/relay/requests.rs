@@ -53,7 +53,7 @@ impl State<'_> {
         }
     }
 
-    fn discard(&mut self, key: u64, seq: Seq) {
+    pub(super) fn discard(&mut self, key: u64, seq: Seq) {
         self.no_longer_stuck(seq);
         if let Some(entry) = self.aside.get_mut(key)
             && entry.head == Some(seq)

@@ -132,6 +132,40 @@ async fn rows_are_limited_and_every_key_gets_its_share() {
 }
 
 #[tokio::test]
+async fn a_recall_ends_before_a_row_that_a_person_has_given_up() {
+    let set_aside = vec![
+        waiting(1, 1, Reason::Nack),
+        queued(2, 1),
+        queued(3, 1),
+        queued(4, 1),
+        parked(5, 2, Reason::Invalid),
+        queued(6, 2),
+        queued(7, 3),
+        parked(8, 3, Reason::TooLarge),
+        queued(9, 3),
+    ];
+    let mut keeping = with(set_aside).await;
+    keeping.run("UPDATE statecast.parked SET request = 'discard' WHERE seq IN (2, 4, 5, 7, 9)").await;
+    // To be tried again is what they would be anyway.
+    keeping.run("UPDATE statecast.parked SET request = 'retry' WHERE seq = 1").await;
+    let recalled = keeping.recall(&[1, 2, 3], 30, LARGE).await;
+    let named: Vec<&[Seq]> = recalled.keys.iter().map(|key| &key.given_up[..]).collect();
+    assert_eq!(named, [&[2, 4][..], &[5], &[7, 9]]);
+    assert_eq!(told(&recalled), [(1, vec![1], Then::More), (2, vec![], Then::More), (3, vec![], Then::More)]);
+    // Of what is behind the limit nothing is said.
+    assert_eq!(keeping.recall(&[1], 2, LARGE).await.keys[0].given_up, [2]);
+    let changes = [2, 4, 5, 7, 9].map(|seq| change(seq, Became::Discarded)).to_vec();
+    let commit = Commit { changes, ..keeping.stay().await };
+    keeping.commit(commit).await;
+    let recalled = keeping.recall(&[1, 2, 3], 30, LARGE).await;
+    assert!(recalled.keys.iter().all(|key| key.given_up.is_empty()));
+    assert_eq!(
+        told(&recalled),
+        [(1, vec![1, 3], Then::Empty), (2, vec![6], Then::Empty), (3, vec![], Then::Parked)]
+    );
+}
+
+#[tokio::test]
 async fn bytes_are_limited_across_the_keys() {
     let mut keeping = Keeping::new().await;
     // 3 kB each, of three keys; the second key's first is 100 kB.

@@ -13,6 +13,9 @@ use statecast::event::Seq;
 use crate::outbox::{covers, event, hash};
 use crate::world::World;
 
+/// Requests told at once: so few that recalls come upon others.
+const ASKED_MAX: usize = 2;
+
 /// State of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -178,12 +181,13 @@ impl World {
         let mut keys = Vec::new();
         for &of in &recall.keys {
             let key = (0..=self.plan.keys).find(|key| hash(*key) == of);
-            let open: Vec<(Seq, bool)> = key.map_or(Vec::new(), |key| {
-                self.table.open(key).map(|(seq, row)| (seq, row.is_parked())).collect()
+            let open: Vec<(Seq, bool, bool)> = key.map_or(Vec::new(), |key| {
+                let row = |(seq, row): (Seq, &Row)| (seq, row.is_parked(), row.request == Some(Act::Discard));
+                self.table.open(key).map(row).collect()
             });
-            let before = open.iter().take_while(|(_, parked)| !parked).count();
+            let before = open.iter().take_while(|(_, parked, given_up)| !parked && !given_up).count();
             let mut events = Vec::new();
-            for (seq, _) in &open[..before] {
+            for (seq, ..) in &open[..before] {
                 let size = self.row_bytes(*seq);
                 let first = rows == 0;
                 let fits = bytes + size <= recall.bytes_max && (events.is_empty() || rows < recall.rows_max);
@@ -195,13 +199,18 @@ impl World {
             }
             let then = if events.len() < before {
                 Then::More
-            } else if open.len() > before {
-                Then::Parked
             } else {
-                Then::Empty
+                match open.get(before) {
+                    Some((.., true)) => Then::More,
+                    Some(_) => Then::Parked,
+                    None => Then::Empty,
+                }
             };
             events.iter().for_each(|event| self.recalled(event.seq));
-            keys.push(RecalledKey { key: of, events, then });
+            let seen = open.iter().take(self.plan.recalls + 1);
+            let given_up: Vec<Seq> = seen.filter(|(.., given_up)| *given_up).map(|(seq, ..)| *seq).collect();
+            self.tally.count("rows given up, named by a recall", given_up.len());
+            keys.push(RecalledKey { key: of, events, given_up, then });
         }
         Recalled { id: recall.id, keys }
     }
@@ -218,7 +227,7 @@ impl World {
         let open = self.table.0.iter().filter(|(_, row)| row.is_open());
         let asked =
             |(seq, row): (&Seq, &Row)| Some(Asked { seq: *seq, key: hash(row.key), act: row.request? });
-        open.filter_map(asked).collect()
+        open.filter_map(asked).take(ASKED_MAX).collect()
     }
 
     /// A person looks at the table.
@@ -242,6 +251,9 @@ impl World {
             }
             let act = if self.rng.bool() { Act::Discard } else { Act::Retry };
             self.asks(seq, act);
+            if act == Act::Discard && self.rng.bool() {
+                open.into_iter().filter(|other| *other > seq).for_each(|seq| self.asks(seq, act));
+            }
         }
     }
 

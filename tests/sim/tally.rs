@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// What must have happened.
-const EXPECTED: [&str; 40] = [
+const EXPECTED: [&str; 41] = [
     "calm sessions in an outage",
     "calm sessions that the cursor was judged in",
     "cursor writes",
@@ -29,6 +29,7 @@ const EXPECTED: [&str; 40] = [
     "rows confirmed in the table",
     "rows discarded",
     "rows fetched again",
+    "rows given up, named by a recall",
     "rows parked at once",
     "rows parked when they were tried",
     "rows passed in the table",

@@ -2,7 +2,7 @@
 //!
 //! The keeper is scripted: it keeps a table of what is set aside, as the real one does. So is the broker, for `pass`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::*;
 use crate::contract::{
@@ -43,6 +43,8 @@ impl Row {
 pub(super) struct Table {
     pub(super) rows: BTreeMap<Seq, (u64, Row)>,
     pub(super) unpassed: Vec<Seq>,
+    /// A person has asked to discard these, and nobody has told the relay.
+    pub(super) given_up: BTreeSet<Seq>,
     pub(super) routing_keys: HashMap<Seq, String>,
     pub(super) position: Option<(Position, i64)>,
     /// The outbox.
@@ -109,17 +111,18 @@ impl Table {
     fn recall(&self, recall: &Recall) -> Recalled {
         let rows = |key: u64| self.rows.iter().filter(move |(_, (of, row))| *of == key && row.is_open());
         let recalled = |&key: &u64| {
-            let parked = |row: &Row| matches!(row, Row::Parked(_));
-            let before = rows(key).take_while(|(_, (_, row))| !parked(row)).count();
+            let stops = |seq: &Seq, row: &Row| self.given_up.contains(seq) || matches!(row, Row::Parked(_));
+            let before = rows(key).take_while(|(seq, (_, row))| !stops(seq, row)).count();
             let events = rows(key).take(before.min(3)).map(|(seq, _)| self.events[seq].clone()).collect();
-            let then = if before > 3 {
-                Then::More
-            } else if rows(key).count() > before {
-                Then::Parked
-            } else {
-                Then::Empty
+            let next = rows(key).nth(before).map(|(seq, _)| seq);
+            let then = match next {
+                _ if before > 3 => Then::More,
+                Some(seq) if self.given_up.contains(seq) => Then::More,
+                Some(_) => Then::Parked,
+                None => Then::Empty,
             };
-            RecalledKey { key, events, then }
+            let given_up = rows(key).take(4).map(|(seq, _)| *seq).filter(|seq| self.given_up.contains(seq));
+            RecalledKey { key, events, given_up: given_up.collect(), then }
         };
         Recalled { id: recall.id, keys: recall.keys.iter().map(recalled).collect() }
     }

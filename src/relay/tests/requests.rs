@@ -171,6 +171,31 @@ async fn nothing_goes_past_a_discard_that_is_not_written() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_row_that_is_given_up_stops_a_recall_which_names_it() {
+    let (mut ledger, assembler) = (Ledger::default(), assembler());
+    let queued = |seq| (seq, Row::Queued);
+    let rows = [(1, WAITING), queued(2), queued(3), queued(4), queued(5), (6, PARKED), queued(7)];
+    let mut bench = bench(&mut ledger, &assembler, &rows);
+    // So many are that the keeper has not told of these yet.
+    bench.table.given_up.extend([2, 4, 5, 6]);
+    bench.state.on_wake();
+    bench.state.dispatch().unwrap();
+    bench.serve_keeper();
+    let sent = bench.sent();
+    assert_eq!(sent.iter().map(|message| message.seq).collect::<Vec<_>>(), [1]);
+    bench.answer(sent[0].clone(), Published::Confirmed);
+    assert!(bench.sent().is_empty(), "2 is not written as discarded");
+    // It comes up in the keeper's list meanwhile.
+    bench.ask(2, Act::Discard);
+    bench.pass(seconds(1)).await;
+    assert_eq!(bench.tried(), [3, 7]);
+    for seq in [2, 4, 5, 6] {
+        assert_eq!(became(&bench, seq), [Became::Discarded], "{seq}");
+    }
+    assert!(bench.state.aside.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_queued_row_is_discarded_where_it_stands() {
     let (mut ledger, assembler) = (Ledger::default(), assembler());
     let rows = [(1, PARKED), (2, Row::Queued), (3, Row::Queued)];

@@ -4,7 +4,7 @@ use tokio_postgres::{Client, Error, Statement};
 
 use super::key_column;
 use crate::contract::{RECALL_KEYS_MAX, Recall, Recalled, RecalledKey, Then};
-use crate::event::Event;
+use crate::event::{Event, Seq};
 use crate::event_row;
 
 /// The first rows of some keys, and a line per key that says what there is.
@@ -13,7 +13,9 @@ use crate::event_row;
 ///
 /// - Each key is read in order of its index from its first row, one row further than asked for, which shows what follows.
 ///   Nothing depends on how many rows a key has.
-/// - `stopped`: the row is parked, or behind one that is.
+/// - `stopped`: the row is parked, or a person has given it up, or it is behind such a row. Requests reach the relay some at a
+///   time: without this a row could go that was given up long ago, or one behind it before that is written.
+/// - All rows given up that are seen on the way are named.
 /// - The bytes are counted across the keys, first rows first, so that no key waits for another's queue; by `octet_length`,
 ///   which needs no detoasting, so that no payload is fetched for nothing. The very first row always passes.
 pub const RECALL: &str = "
@@ -23,11 +25,11 @@ WITH asked AS MATERIALIZED (
 ), found AS MATERIALIZED (
     SELECT a.ord, p.*,
            row_number() OVER of_key AS nth,
-           bool_or(p.state = 'parked') OVER of_key AS stopped,
+           bool_or(p.given_up OR p.state = 'parked') OVER of_key AS stopped,
            coalesce(octet_length(p.payload::text), 0) + coalesce(octet_length(p.headers::text), 0) + 400 AS bytes
       FROM asked a
      CROSS JOIN LATERAL (
-            SELECT *
+            SELECT *, coalesce(p.request = 'discard', false) AS given_up
               FROM statecast.parked p
              WHERE p.pipeline = $1 AND p.key_hash = a.key
                AND p.state IN ('waiting', 'parked', 'queued', 'retry')
@@ -44,13 +46,14 @@ SELECT NULL::bigint AS seq, NULL::xid8 AS xid, NULL::uuid AS event_id, NULL::tex
        NULL::bigint AS entity_version, NULL::json AS payload, NULL::json AS headers,
        NULL::text AS correlation_id, NULL::text AS causation_id, NULL::text AS traceparent,
        NULL::text AS tracestate, NULL::timestamptz AS recorded_at,
-       ord, count(*) AS rows, min(nth) FILTER (WHERE stopped) AS parked_at
+       ord, count(*) AS rows, min(nth) FILTER (WHERE state = 'parked' AND NOT given_up) AS parked_at,
+       array_agg(seq ORDER BY nth) FILTER (WHERE given_up) AS given_up
   FROM found
  GROUP BY ord
 UNION ALL
 SELECT seq, xid, event_id, aggregate_type, aggregate_id, event_type, schema_version, entity_version,
        payload, headers, correlation_id, causation_id, traceparent, tracestate, recorded_at,
-       ord, NULL, NULL
+       ord, NULL, NULL, NULL
   FROM cut
  WHERE bytes_before < $4::bigint";
 
@@ -64,6 +67,7 @@ struct Found {
     events: Vec<Event>,
     rows: i64,
     parked_at: Option<i64>,
+    given_up: Vec<Seq>,
 }
 
 impl Found {
@@ -106,7 +110,10 @@ impl Reading {
                 continue;
             };
             match row.try_get(16)? {
-                Some(rows) => (found.rows, found.parked_at) = (rows, row.try_get(17)?),
+                Some(rows) => {
+                    (found.rows, found.parked_at) = (rows, row.try_get(17)?);
+                    found.given_up = row.try_get::<_, Option<Vec<Seq>>>(18)?.unwrap_or_default();
+                }
                 None => found.events.push(event_row::event(row)?),
             }
         }
@@ -114,10 +121,16 @@ impl Reading {
         for (key, mut found) in read.iter().zip(found) {
             // Nothing but convention keeps the order of the statement's parts.
             found.events.sort_unstable_by_key(|event| event.seq);
-            keys.push(RecalledKey { key: *key, then: found.then(), events: found.events });
+            let then = found.then();
+            keys.push(RecalledKey { key: *key, events: found.events, given_up: found.given_up, then });
         }
         let unread = recall.keys.iter().skip(read.len());
-        keys.extend(unread.map(|key| RecalledKey { key: *key, events: Vec::new(), then: Then::More }));
+        keys.extend(unread.map(|key| RecalledKey {
+            key: *key,
+            events: Vec::new(),
+            given_up: Vec::new(),
+            then: Then::More,
+        }));
         Ok(Recalled { id: recall.id, keys })
     }
 }
@@ -140,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_follows_is_told() {
-        let found = |rows, parked_at| Found { events: Vec::new(), rows, parked_at }.then();
+        let found = |rows, parked_at| Found { rows, parked_at, ..Found::default() }.then();
         assert_eq!(found(0, None), Then::Empty);
         assert_eq!(found(1, None), Then::More, "cut before its first row");
         assert_eq!(found(3, Some(1)), Then::Parked);
