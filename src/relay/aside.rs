@@ -12,7 +12,8 @@
 //!
 //! *Waiting* is either for the key's own back-off, or for its routing key. A *draining* key recalls its events from the table
 //! and publishes them one by one. Live events of a waiting or parked key go to the table as soon as a page has listed them;
-//! those of a draining one stay until it is live again, so that draining comes to an end. Of a key that waits there is a
+//! those of a draining one stay until it is live again, so that draining comes to an end. (Where they would take the room of
+//! all others they go to the table as well, and it drains for longer.) Of a key that waits there is a
 //! hash, a state and a row number in memory, and never a body.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -285,6 +286,16 @@ impl AsideKeys {
         self.bytes -= bytes_of(&dropped).min(self.bytes);
     }
 
+    /// Another row of a key goes to the table. What was known to follow what it has recalled is wrong then; and if the row
+    /// comes before that, it is recalled once more.
+    pub fn lengthens(&mut self, key: u64, seq: Seq) {
+        let Some(draining) = self.draining(key) else { return };
+        draining.then = None;
+        if draining.events.back().is_some_and(|last| seq < last.seq) {
+            self.drop_recalled(key);
+        }
+    }
+
     /// A key has recalled an event.
     pub fn recalled(&mut self, key: u64, event: Drained) {
         let bytes = event.message.as_ref().map_or(0, |message| message.bytes());
@@ -412,10 +423,10 @@ impl AsideKeys {
         self.unpassed_full &= !self.unpassed.remove(seq);
     }
 
-    /// A key has live events for the table.
-    pub fn has_work(&mut self, key: u64) {
+    /// A key has live events for the table. While it drains they stay, unless they are `too_many`.
+    pub fn has_work(&mut self, key: u64, too_many: bool) {
         let draining = |entry: &Key| matches!(entry.standing, Standing::Draining(_));
-        if self.keys.get(&key).is_some_and(|entry| !draining(entry)) {
+        if self.keys.get(&key).is_some_and(|entry| too_many || !draining(entry)) {
             self.work.insert(key);
         }
     }

@@ -3,8 +3,7 @@
 //! They are recalled from the table by the keeper, some at a time, and published one by one, whatever the ordering is. A
 //! recall is only sent when nothing of the key is on its way to the table: the keeper answers in order, so what it brings is
 //! all that there is. It ends before a row that a person has given up, and names it: the key goes on when that is written.
-//! When a recall brings nothing the key is live again: its live events have waited, so nothing of it can have
-//! gone to the table in between. A refusal drops what was recalled; the key waits again, and is recalled again.
+//! When a recall brings nothing the key is live again: whatever goes to the table meanwhile voids the answer. A refusal drops what was recalled; the key waits again, and is recalled again.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -154,6 +154,11 @@ impl Keys {
         self.keys.get(&key).into_iter().flat_map(|k| k.queue.iter().copied())
     }
 
+    /// How many these are.
+    pub fn queued(&self, key: u64) -> usize {
+        self.keys.get(&key).map_or(0, |k| k.queue.len())
+    }
+
     /// Events of a key in flight.
     pub fn in_flight(&self, key: u64) -> u32 {
         self.keys.get(&key).map_or(0, |k| k.in_flight)

@@ -157,15 +157,16 @@ impl State<'_> {
         let (head, since, first) = (Some(first.seq), Some(since), Some(Box::new(first)));
         let entry = Key { standing, head, since, refusals, on_way: 0, first, behind: false };
         self.aside.insert(key, entry);
-        self.aside.has_work(key);
+        self.aside.has_work(key, false);
     }
 
-    /// A page has listed events of a key: if it is set aside and waits, they follow it.
+    /// A page has listed events of a key: if it is set aside and waits, or drains for too long, they follow it.
     pub(super) fn follow(&mut self, key: u64) {
         if self.aside.contains(key) {
             let listed = |seq: Seq| self.held.get(seq).is_some_and(|slot| slot.window.is_some());
             if self.keys.front(key).is_some_and(listed) {
-                self.aside.has_work(key);
+                let too_long = self.held.is_too_long(self.keys.queued(key));
+                self.aside.has_work(key, too_long);
             }
         } else if self.hopeless.contains(&key) {
             self.look_at_front(key);
@@ -265,6 +266,7 @@ impl State<'_> {
         let entry = self.aside.get_mut(key)?;
         entry.on_way += 1;
         entry.behind |= entry.head.is_some_and(|head| seq < head);
+        self.aside.lengthens(key, seq);
         let (state, routing_key) =
             first.map_or((Aside::Queued, None), |first| (first.state, first.routing_key));
         Some(SetAside { seq, key, state, routing_key })

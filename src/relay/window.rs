@@ -18,6 +18,10 @@ use crate::event::{Message, Seq};
 pub const SLOTS_MAX: usize = 100_000;
 /// The same in an outage.
 pub const OUTAGE_SLOTS_MAX: usize = 10_000;
+/// Of these, live events of one key that drains, at most: it may have a long way to go, and all others need room.
+pub const DRAINING_SLOTS_MAX: usize = SLOTS_MAX / 4;
+/// The same where many keys drain, and half of all places are taken.
+const DRAINING_SLOTS_CROWDED: usize = SLOTS_MAX / 100;
 /// Rows of one fetch, at most.
 const FETCH_ROWS: usize = 256;
 
@@ -111,6 +115,11 @@ impl Held {
     /// lists them, and that page comes behind the whole transaction.
     pub fn is_crowded(&self) -> bool {
         self.slots.len() >= SLOTS_MAX / 2
+    }
+
+    /// Must a key that drains, and has so many live events, give up their places?
+    pub fn is_too_long(&self, live: usize) -> bool {
+        live > if self.is_crowded() { DRAINING_SLOTS_CROWDED } else { DRAINING_SLOTS_MAX }
     }
 
     /// Is nothing unsettled?

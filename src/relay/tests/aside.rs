@@ -107,6 +107,49 @@ async fn a_refusal_while_it_drains_makes_it_wait_again_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_drain_leaves_room_for_other_keys() {
+    use crate::relay::window::{DRAINING_SLOTS_MAX, SLOTS_MAX};
+    let (mut ledger, assembler) = (Ledger::default(), assembler());
+    let mut table = Table::default();
+    table.rows.extend([(1, (is_a_key(), waiting(Reason::Nack))), (2, (is_a_key(), Row::Queued))]);
+    let settings = Settings {
+        aside: AsideState { unpassed: Vec::new(), ..table.aside(seconds(1)) },
+        ..settings(1 << 30)
+    };
+    let mut bench = Bench::with(&mut ledger, &assembler, settings, table);
+    bench.knows([a(1), a(2)]);
+    bench.state.on_wake();
+    bench.state.dispatch().unwrap();
+    bench.serve_keeper();
+    // The end of the table is recalled, and the broker takes its time.
+    let slow = bench.sent();
+    assert_eq!((slow.len(), slow[0].seq), (1, 1));
+    let (first, most) = (10, DRAINING_SLOTS_MAX as Seq);
+    bench.poll_more(&first_window(1), (first..first + most).map(a).collect(), false);
+    bench.pass(seconds(1)).await;
+    assert_eq!(bench.table.rows.len(), 2, "they wait until it is live again");
+    let more = (first + most)..(first + SLOTS_MAX as Seq);
+    bench.poll_more(&first_window(1), more.map(a).collect(), false);
+    assert!(!bench.state.has_room());
+    bench.pass(seconds(12)).await;
+    assert_eq!(bench.table.rows.len(), 2 + SLOTS_MAX);
+    assert!(bench.state.has_room() && bench.state.held.is_empty());
+    bench.tried();
+    bench.answer(slow[0].clone(), Published::Confirmed);
+    let mut tried = Vec::new();
+    for _ in 0..40 {
+        tokio::time::advance(Duration::from_millis(100)).await;
+        bench.state.commit();
+        bench.serve_keeper();
+        for message in bench.sent() {
+            tried.push(message.seq);
+            bench.answer(message, Published::Confirmed);
+        }
+    }
+    assert_eq!(tried[..8], [2, 10, 11, 12, 13, 14, 15, 16]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_streamed_event_waits_for_its_page() {
     let (mut ledger, assembler) = (Ledger::default(), assembler());
     let mut bench = Bench::new(&mut ledger, &assembler);
