@@ -357,12 +357,15 @@ pub enum Act {
 /// Keys that may be set aside at a time.
 pub const KEYS_MAX: usize = 100_000;
 
+/// Rows that are set aside and that no cursor write has passed, as a leader may find them.
+pub const UNPASSED_MAX: usize = 2_000_000;
+
 /// What a leader finds set aside, at a session's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AsideState {
     /// The first open row of each key: at most [`KEYS_MAX`], and one more so that more can be told.
     pub heads: Vec<Head>,
-    /// Rows in any state that no cursor write has passed.
+    /// Rows in any state that no cursor write has passed: at most [`UNPASSED_MAX`], and one more so that more can be told.
     pub unpassed: Vec<Seq>,
 }
 

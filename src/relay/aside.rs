@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::seqs::Seqs;
+use super::unpassed::Unpassed;
 use crate::contract::{Aside, KEYS_MAX, Reason, Refusal, Then};
 use crate::event::{Message, Seq};
 
@@ -138,10 +138,8 @@ pub struct Key {
 #[derive(Debug)]
 pub struct AsideKeys {
     keys: HashMap<u64, Key>,
-    /// Rows in the table that no cursor write has passed. A page lists them once more after a restart.
-    unpassed: Seqs,
-    /// There is no room for another.
-    unpassed_full: bool,
+    /// Rows in the table that no cursor write has passed.
+    pub unpassed: Unpassed,
     /// More are set aside than are known.
     overflow: bool,
     wakes: BTreeSet<(Instant, u64)>,
@@ -166,8 +164,7 @@ impl AsideKeys {
     pub fn new(lanes: usize) -> Self {
         AsideKeys {
             keys: HashMap::new(),
-            unpassed: Seqs::default(),
-            unpassed_full: false,
+            unpassed: Unpassed::default(),
             overflow: false,
             wakes: BTreeSet::new(),
             parks: BTreeSet::new(),
@@ -202,9 +199,14 @@ impl AsideKeys {
         self.overflow = true;
     }
 
-    /// May there be keys that are set aside and not known here?
+    /// May there be keys, or rows, that are set aside and not known here?
     pub fn is_partial(&self) -> bool {
-        self.overflow
+        self.overflow || self.unpassed.is_partial()
+    }
+
+    /// So many are live again that the next session knows all.
+    pub fn is_relieved(&self) -> bool {
+        self.overflow && !self.unpassed.is_partial() && self.len() < KEYS_MAX - KEYS_MAX / 10
     }
 
     /// Is this key set aside?
@@ -395,32 +397,11 @@ impl AsideKeys {
         }
     }
 
-    /// Is this row in the table, where no cursor write has passed it?
-    pub fn knows(&self, seq: Seq) -> bool {
-        !self.unpassed.is_empty() && self.unpassed.contains(seq)
-    }
-
-    /// Is there any such row?
-    pub fn has_unpassed(&self) -> bool {
-        !self.unpassed.is_empty()
-    }
-
     /// A row goes to the table. False if there is no room to know it.
     pub fn goes(&mut self, seq: Seq) -> bool {
         let fits = self.unpassed.insert(seq);
-        self.unpassed_full |= !fits;
         self.rows += i64::from(fits);
         fits
-    }
-
-    /// A row was in the table at the start.
-    pub fn was_there(&mut self, seq: Seq) -> bool {
-        self.unpassed.insert(seq)
-    }
-
-    /// A cursor write has passed the row.
-    pub fn passed(&mut self, seq: Seq) {
-        self.unpassed_full &= !self.unpassed.remove(seq);
     }
 
     /// A key has live events for the table. While it drains they stay, unless they are `too_many`.
@@ -440,7 +421,7 @@ impl AsideKeys {
     /// The next key with events for the table; in an `outage` only if its first can never go.
     pub fn next_work(&self, outage: bool) -> Option<u64> {
         let work = || self.work.first().filter(|_| !outage);
-        self.urgent.first().or_else(work).copied().filter(|_| !self.unpassed_full)
+        self.urgent.first().or_else(work).copied().filter(|_| !self.unpassed.is_full())
     }
 
     /// The first row of a key goes to the table.

@@ -71,7 +71,7 @@ impl State<'_> {
         if self.on_its_way == Some(committed.id) {
             self.on_its_way = None;
             self.ledger.written(self.sent.0.clone());
-            committed.passed.iter().for_each(|seq| self.aside.passed(*seq));
+            committed.passed.iter().for_each(|seq| self.aside.unpassed.remove(*seq));
             let sent = self.outgoing.arrived();
             if !sent.rows.is_empty() || !sent.changes.is_empty() {
                 self.on_written(&sent);

@@ -40,7 +40,7 @@ impl State<'_> {
         for event in batch.events {
             // A stream, or an earlier session of this process, may have brought it, or it is set aside.
             if self.held.get(event.seq).is_some()
-                || self.aside.knows(event.seq)
+                || self.aside.unpassed.contains(event.seq)
                 || self.ledger.remembers(event.xid, event.seq)
             {
                 continue;
@@ -78,7 +78,7 @@ impl State<'_> {
             return true;
         }
         // Its page finds it there.
-        if self.aside.knows(event.seq) {
+        if self.aside.unpassed.contains(event.seq) {
             return true;
         }
         if self.ledger.remembers(event.xid, event.seq) {
@@ -138,7 +138,10 @@ impl State<'_> {
     fn on_listed(&mut self, page: &Page) -> Result<(), &'static str> {
         let blind = !holds(Guarantee::Reconcile);
         let is_known = |seq: Seq| {
-            blind || self.held.get(seq).is_some() || self.ledger.is_ahead(seq) || self.aside.knows(seq)
+            blind
+                || self.held.get(seq).is_some()
+                || self.ledger.is_ahead(seq)
+                || self.aside.unpassed.contains(seq)
         };
         let seqs: Vec<Seq> = page.seqs.iter().copied().filter(|seq| !is_known(*seq)).collect();
         if seqs.is_empty() {

@@ -227,7 +227,7 @@ impl State<'_> {
     /// Puts into a commit what became of rows, and rows to set aside.
     pub(super) fn fill(&mut self, commit: &mut Commit) {
         // With the position where it was, nothing more is passed.
-        commit.unpassed = self.aside.has_unpassed() && commit.position != self.sent.0;
+        commit.unpassed = !self.aside.unpassed.is_empty() && commit.position != self.sent.0;
         commit.changes = self.outgoing.take_changes();
         let room = ROWS_MAX - commit.changes.len();
         let outage = self.outage.since().is_some();

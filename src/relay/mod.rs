@@ -36,6 +36,7 @@ pub mod routes;
 mod seqs;
 mod state;
 pub mod streamed;
+pub mod unpassed;
 pub mod window;
 
 #[cfg(test)]

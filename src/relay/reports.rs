@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::outage::SET_ASIDE_AFTER;
 use super::state::{State, unix_us};
+use crate::contract::UNPASSED_MAX;
 use crate::event::Seq;
 
 /// A refusal that lasts longer than this is told.
@@ -91,7 +92,14 @@ impl State<'_> {
 
     fn report_parked(&self) {
         let (keys, parked) = (self.aside.len(), self.aside.parked());
-        if self.aside.is_full() || self.aside.is_partial() {
+        if self.aside.unpassed.is_partial() {
+            let text = format!(
+                "more than {UNPASSED_MAX} rows that are set aside lie behind the cursor's position, and nothing is read: let \
+                 them go out, or discard some (`statecast parked`); then stop all relays and run `statecast cursor rebase`, \
+                 which forgets those that are done"
+            );
+            self.health.set_reason("parked", &text);
+        } else if self.aside.is_full() || self.aside.is_partial() {
             let text = format!(
                 "{keys} keys are set aside, and no more can be: events that are refused hold all others up; bind the \
                  missing queues, or see `statecast parked list` and retry or discard"

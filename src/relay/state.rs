@@ -109,8 +109,8 @@ impl<'a> State<'a> {
 
     /// Takes up what an earlier leader has set aside.
     fn find_aside(&mut self, found: AsideState, now: Instant) {
-        let known = found.unpassed.iter().all(|seq| self.aside.was_there(*seq));
-        if found.heads.len() > KEYS_MAX || !known {
+        self.aside.unpassed.find(&found.unpassed);
+        if found.heads.len() > KEYS_MAX {
             self.aside.overflows();
         }
         self.aside.closed(-(found.heads.len() as i64));
@@ -144,13 +144,13 @@ impl<'a> State<'a> {
 
     /// May more be taken from the source?
     pub(super) fn has_room(&self) -> bool {
-        // Events of a key that is set aside and not known would overtake it.
+        // Events of a key that is set aside and not known would overtake it; a row that is would be published twice.
         !self.aside.is_partial() && self.held.has_room(self.aside.bytes())
     }
 
     /// So many keys were set aside that they were not all told, and so many are live again that the next session is.
     pub(super) fn is_relieved(&self) -> bool {
-        self.aside.is_partial() && self.aside.len() < KEYS_MAX - KEYS_MAX / 10
+        self.aside.is_relieved()
     }
 
     pub(super) fn is_idle(&self) -> bool {

@@ -200,6 +200,7 @@ fn only_what_cannot_heal_ends_the_process() {
         Kind::PgSettings,
         Kind::PgSchemaNewer,
         Kind::PgUnfit,
+        Kind::PgPooled,
         Kind::OtherSystem,
         Kind::SequenceBehind,
         Kind::SequenceAltered,

@@ -47,7 +47,7 @@ async fn a_key_that_is_refused_for_long_leaves_and_the_cursor_passes_it() {
     assert!(matches!(&row.state, Aside::Waiting(refusal) if refusal.detail.contains("nack")), "{row:?}");
     assert_eq!((row.seq, row.routing_key.as_deref()), (1, Some("order.changed")));
     assert_eq!((bench.commits[carries + 1].passed, bench.commits[carries + 1].unpassed), (3, true));
-    assert!(!bench.state.aside.has_unpassed());
+    assert!(bench.state.aside.unpassed.is_empty());
     // What follows goes there as soon as it is listed, without a try.
     bench.input(Input::Rows(Batch { events: vec![a(5)], late: None }));
     bench.pass(seconds(1)).await;
@@ -205,7 +205,7 @@ async fn what_is_in_the_table_is_not_taken_in_again() {
     assert_eq!(bench.table.states(), [(1, waiting(Reason::Nack)), (2, Row::Queued)]);
     assert_eq!(bench.position(), (2, None));
     assert!(bench.tried().iter().all(|seq| *seq == 1), "the head is tried, once recalled");
-    assert!(!bench.state.aside.has_unpassed());
+    assert!(bench.state.aside.unpassed.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -441,4 +441,23 @@ async fn what_waits_behind_an_event_that_can_never_go_leaves_room_for_its_page()
     bench.poll(&first_window(1), vec![a(1), a(2), a(3)]);
     bench.pass(seconds(1)).await;
     assert_eq!(bench.table.states(), [(2, Row::Parked(Reason::TooLarge)), (3, Row::Queued)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_more_rows_before_the_cursor_than_can_be_known_nothing_is_read_and_the_session_goes_on() {
+    use crate::contract::UNPASSED_MAX;
+    let assembler = assembler();
+    let many: Vec<Seq> = (1..=UNPASSED_MAX as Seq + 1).collect();
+    // Far apart, fewer are too many as well.
+    let sparse: Vec<Seq> = (1..=100_000).map(|n| n * 10_000).collect();
+    for (unpassed, fits) in [(many[..UNPASSED_MAX].to_vec(), true), (many, false), (sparse, false)] {
+        let mut ledger = Ledger::default();
+        let settings = Settings { aside: AsideState { heads: Vec::new(), unpassed }, ..settings(1_000_000) };
+        let mut bench = Bench::with(&mut ledger, &assembler, settings, Table::default());
+        assert_eq!(bench.state.has_room(), fits);
+        assert!(!bench.state.is_relieved(), "another session would find the same");
+        bench.state.report();
+        let told = bench.reason("parked").is_some_and(|reason| reason.text.contains("cursor rebase"));
+        assert_eq!(told, !fits);
+    }
 }

@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Error, Row};
 use super::super::cursor::{CursorError, sql};
 use super::super::lease;
 use super::reason_of;
-use crate::contract::{AsideState, Head, HeadState, KEYS_MAX};
+use crate::contract::{AsideState, Head, HeadState, KEYS_MAX, UNPASSED_MAX};
 use crate::event::Seq;
 
 /// Keys, or rows, of a page: far from the lease's length, also from a cold disk.
@@ -45,7 +45,8 @@ SELECT key_hash, seq, state, reason, routing_key,
   FROM head
  LIMIT $2";
 
-/// `$1` pipeline, `$2` rows at most, `$3` the first row that may be the next.
+/// Rows that no cursor write has passed: a few, unless a `cursor rebase` went back a long way. `$1` pipeline, `$2` rows at
+/// most, `$3` the first row that may be the next.
 const UNPASSED: &str = "
 SELECT seq
   FROM statecast.parked
@@ -69,11 +70,11 @@ pub async fn aside_state(client: &mut Client, pipeline: &str, epoch: i64) -> Res
             lease::renew(client, None, pipeline, epoch).await?;
         }
     }
-    // One more than the relay takes: it must know that there are more.
+    // One more than the relay takes, here as below: it must know that there are more.
     heads.truncate(KEYS_MAX + 1);
     let mut unpassed = Vec::new();
     from = Some(i64::MIN);
-    while let Some(first) = from {
+    while let Some(first) = from.filter(|_| unpassed.len() <= UNPASSED_MAX) {
         let rows = page(client, pipeline, UNPASSED, first).await.map_err(sql(pipeline))?;
         from = next(&rows).map_err(sql(pipeline))?;
         let seqs = rows.iter().map(|row| row.try_get(0));
@@ -82,6 +83,7 @@ pub async fn aside_state(client: &mut Client, pipeline: &str, epoch: i64) -> Res
             lease::renew(client, None, pipeline, epoch).await?;
         }
     }
+    unpassed.truncate(UNPASSED_MAX + 1);
     Ok(AsideState { heads, unpassed })
 }
 

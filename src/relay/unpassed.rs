@@ -1,0 +1,59 @@
+//! Rows in the table of what is set aside that no cursor write has passed.
+//!
+//! A page lists such a row once more, after a restart or while its answer is on its way: it must be known, or it would be
+//! published past the rows of its key that wait. Where an earlier leader has left more than can be known, nothing is read at
+//! all. (Only a `cursor rebase` leaves many: it takes the cursor back to before rows that it has passed.)
+
+use super::seqs::Seqs;
+use crate::contract::UNPASSED_MAX;
+use crate::event::Seq;
+
+/// See the module head.
+#[derive(Debug, Default)]
+pub struct Unpassed {
+    seqs: Seqs,
+    /// There is no room for another.
+    full: bool,
+    /// There are more than are known.
+    partial: bool,
+}
+
+impl Unpassed {
+    /// Rows that an earlier leader has left: more than [`UNPASSED_MAX`] are not all.
+    pub fn find(&mut self, seqs: &[Seq]) {
+        let known = seqs.iter().all(|seq| self.seqs.insert(*seq));
+        self.partial = !known || seqs.len() > UNPASSED_MAX;
+    }
+
+    /// Are there more than are known?
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// A row goes to the table. False if there is no room for it.
+    pub fn insert(&mut self, seq: Seq) -> bool {
+        let fits = self.seqs.insert(seq);
+        self.full |= !fits;
+        fits
+    }
+
+    /// A cursor write has passed the row.
+    pub fn remove(&mut self, seq: Seq) {
+        self.full &= !self.seqs.remove(seq);
+    }
+
+    /// Is there no room for another?
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.seqs.is_empty()
+    }
+
+    /// Is the row one?
+    pub fn contains(&self, seq: Seq) -> bool {
+        !self.seqs.is_empty() && self.seqs.contains(seq)
+    }
+}
