@@ -254,8 +254,15 @@ pub enum Became {
     Discarded,
     /// A person wants it tried again.
     Retry,
-    /// Refused once more: counts as an attempt; since when it waits is kept if it was waiting.
-    Waiting(Refusal),
+    /// Refused once more; since when it waits is kept if it was waiting.
+    Waiting {
+        /// Why.
+        refusal: Refusal,
+        /// Its routing key, which is another than before if the configuration is.
+        routing_key: String,
+        /// It was sent, which counts as an attempt. Else it waits for its routing key, which was refused for another event.
+        tried: bool,
+    },
     /// A person decides.
     Parked(Refusal),
     /// The request was refused.

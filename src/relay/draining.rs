@@ -148,7 +148,7 @@ impl State<'_> {
         }
         let refusal = self.unroutable(id);
         self.routes.join(&message.routing_key, Waiter { key, live: false }, now);
-        self.waits_again(key, message.seq, refusal, false, now);
+        self.waits_again(key, message, refusal, false, now);
         true
     }
 
@@ -167,22 +167,22 @@ impl State<'_> {
         match refusal.reason {
             Reason::Nack => {
                 self.routes.leave(key, now);
-                self.waits_again(key, seq, refusal, true, now);
+                self.waits_again(key, &outcome.message, refusal, true, now);
                 self.prove(routing_key);
             }
             Reason::Unroutable => {
                 let waiter = Waiter { key, live: false };
                 self.routes.refused(routing_key, &refusal.detail, waiter, now);
-                self.waits_again(key, seq, refusal, true, now);
+                self.waits_again(key, &outcome.message, refusal, true, now);
             }
             Reason::TooLarge | Reason::Invalid => self.park(key, seq, refusal, now),
         }
     }
 
     /// The first event of a draining key was refused, or (not `tried`) would be: the key waits again.
-    fn waits_again(&mut self, key: u64, seq: Seq, refusal: Refusal, tried: bool, now: Instant) {
+    fn waits_again(&mut self, key: u64, message: &Message, refusal: Refusal, tried: bool, now: Instant) {
         let Some(entry) = self.aside.get_mut(key) else { return };
-        let reason = refusal.reason;
+        let (seq, reason) = (message.seq, refusal.reason);
         let before = entry.since.filter(|_| entry.head == Some(seq));
         let since = before.map_or(Since::new(now, Duration::ZERO), |(since, _)| since);
         (entry.head, entry.since) = (Some(seq), Some((since, reason)));
@@ -196,7 +196,8 @@ impl State<'_> {
         // The table says so already, if nothing was tried.
         let known = before.is_some_and(|(_, before)| before == reason);
         if tried || !known {
-            self.change(key, seq, Became::Waiting(refusal));
+            let routing_key = message.routing_key.clone();
+            self.change(key, seq, Became::Waiting { refusal, routing_key, tried });
         }
         self.aside.stand(key, standing);
         self.follow(key);

@@ -62,6 +62,12 @@ pub(crate) fn change(seq: Seq, to: Became) -> Change {
     Change { seq, to }
 }
 
+/// Refused again, as `order.changed`.
+pub(crate) fn again(reason: Reason, detail: &str) -> Became {
+    let routing_key = "order.changed".to_owned();
+    Became::Waiting { refusal: refusal(reason, detail), routing_key, tried: true }
+}
+
 /// A leader's session on the keeper's side.
 struct Leading {
     to: Sender<ToKeeper>,

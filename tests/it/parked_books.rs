@@ -14,7 +14,7 @@ use statecast::store::cursor_admin;
 use statecast::store::parked::State;
 use tokio_postgres::Client;
 
-use crate::keeping::{Keeping, PIPELINE, change, parked, plain_commit, queued, refusal, waiting};
+use crate::keeping::{Keeping, PIPELINE, again, change, parked, plain_commit, queued, refusal, waiting};
 use crate::pg::config;
 use crate::relay::knob;
 use crate::servers::unique;
@@ -172,7 +172,7 @@ impl Model {
                 0 => (Became::Confirmed, Some(State::Confirmed)),
                 1 => (Became::Discarded, Some(State::Discarded)),
                 2 => (Became::Retry, Some(State::Retry)),
-                3 => (Became::Waiting(refusal(Reason::Nack, "again")), Some(State::Waiting)),
+                3 => (again(Reason::Nack, "again"), Some(State::Waiting)),
                 4 => (Became::Parked(refusal(Reason::Unroutable, "for long")), Some(State::Parked)),
                 _ => (Became::Unchanged, None),
             };

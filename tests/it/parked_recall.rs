@@ -7,7 +7,7 @@ use statecast::store::parked::recall::RECALL;
 use statecast::store::parked::start::{HEADS, SETTINGS, aside_state};
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::keeping::{Keeping, change, parked, queued, refusal, waiting};
+use crate::keeping::{Keeping, again, change, parked, queued, waiting};
 use crate::servers::connect;
 
 const LARGE: usize = 1 << 20;
@@ -60,7 +60,7 @@ async fn rows_come_in_order_up_to_the_first_that_is_parked() {
         change(2, Became::Confirmed),
         change(3, Became::Discarded),
         change(4, Became::Retry),
-        change(7, Became::Waiting(refusal(Reason::Nack, "no"))),
+        change(7, again(Reason::Nack, "no")),
     ];
     let commit = Commit { changes, ..keeping.stay().await };
     keeping.commit(commit).await;

@@ -8,7 +8,7 @@ use statecast::store::cursor::CursorError;
 use statecast::store::keeper::KeeperError;
 use statecast::store::parked::write::WriteError;
 
-use crate::keeping::{Keeping, PIPELINE, change, parked, queued, refusal, waiting};
+use crate::keeping::{Keeping, PIPELINE, again, change, parked, queued, refusal, waiting};
 
 const NACK: Reason = Reason::Nack;
 
@@ -106,7 +106,11 @@ async fn attempts_waits_and_requests_are_kept_as_they_should() {
     let commit = Commit { set_aside, ..keeping.stay().await };
     keeping.commit(commit).await;
     keeping.run("UPDATE statecast.parked SET since = since - interval '1 h', request = 'discard'").await;
-    let again = |why: &str| Became::Waiting(refusal(NACK, why));
+    let again = |why: &str| again(NACK, why);
+    let untried = |name: &str| {
+        let refusal = refusal(Reason::Unroutable, "312 NO_ROUTE");
+        Became::Waiting { refusal, routing_key: name.to_owned(), tried: false }
+    };
     let too_large = Became::Parked(refusal(Reason::TooLarge, "17 > 16"));
     let all = |row: &str| {
         format!(
@@ -140,6 +144,14 @@ async fn attempts_waits_and_requests_are_kept_as_they_should() {
     assert_eq!(keeping.texts(&all("1"), &[]).await, ["1 waiting nack again 2 t"]);
     assert_eq!(keeping.texts(&all("2"), &[]).await, ["2 waiting nack tried 2 f"]);
     assert_eq!(keeping.texts(&all("3"), &[]).await, ["3 discarded too_large can never go 1 f"]);
+    // Refused with another routing key than the one that stands there, and not tried but for it.
+    let routing_keys = "SELECT routing_key FROM statecast.parked WHERE seq < 3 ORDER BY seq";
+    assert_eq!(keeping.texts(routing_keys, &[]).await, ["order.changed", "order.changed"]);
+    let changes = vec![change(1, untried("moved")), change(2, untried("elsewhere"))];
+    let commit = Commit { changes, ..keeping.stay().await };
+    keeping.commit(commit).await;
+    assert_eq!(keeping.texts(routing_keys, &[]).await, ["moved", "elsewhere"]);
+    assert_eq!(keeping.texts(&all("2"), &[]).await, ["2 waiting unroutable 312 NO_ROUTE 2 f"], "no attempt");
 }
 
 #[tokio::test]
@@ -165,7 +177,7 @@ async fn what_is_said_twice_is_done_once_and_a_discard_stays() {
     let changes = vec![
         change(1, Became::Retry),
         change(1, Became::Confirmed),
-        change(2, Became::Waiting(refusal(NACK, "no"))),
+        change(2, again(NACK, "no")),
         change(2, Became::Discarded),
     ];
     let commit = Commit { set_aside, changes, ..keeping.stay().await };

@@ -158,7 +158,10 @@ impl World {
             Became::Discarded => row.request == Some(Act::Discard) && !confirmed,
             Became::Retry => row.request == Some(Act::Retry) && !confirmed,
             Became::Unchanged => row.request.is_some(),
-            Became::Waiting(refusal) => recalled && !confirmed && refused(refusal.reason),
+            Became::Waiting { refusal, routing_key: named, .. } => {
+                let named = *named == routing_key(&self.outbox.rows[change.seq as usize - 1]);
+                recalled && !confirmed && named && refused(refusal.reason)
+            }
             Became::Parked(Refusal { reason: Reason::Unroutable, .. }) => {
                 let waited = self.began.elapsed() - row.since;
                 let in_table = row.state == State::Waiting(Reason::Unroutable);
@@ -235,7 +238,7 @@ impl World {
             Became::Discarded => "rows discarded",
             Became::Retry => "rows retried",
             Became::Unchanged => "requests refused",
-            Became::Waiting(_) => "rows refused again",
+            Became::Waiting { .. } => "rows refused again",
             Became::Parked(refusal) if refusal.reason == Reason::Unroutable => "unroutable rows parked",
             Became::Parked(_) => "rows parked when they were tried",
         };

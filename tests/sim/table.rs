@@ -88,11 +88,11 @@ impl Table {
                 Became::Confirmed => State::Confirmed,
                 Became::Discarded => State::Discarded,
                 Became::Retry => State::Retry,
-                Became::Waiting(refusal) => State::Waiting(refusal.reason),
+                Became::Waiting { refusal, .. } => State::Waiting(refusal.reason),
                 Became::Parked(refusal) => State::Parked(refusal.reason),
                 Became::Unchanged => before,
             };
-            if matches!(change.to, Became::Waiting(_) | Became::Parked(_)) {
+            if matches!(change.to, Became::Waiting { .. } | Became::Parked(_)) {
                 row.routing_key = Some(routing_key);
             }
             let waits_on = matches!((before, row.state), (State::Waiting(_), State::Waiting(_)));

@@ -74,7 +74,7 @@ impl Table {
                 Became::Confirmed => Row::Confirmed,
                 Became::Discarded => Row::Discarded,
                 Became::Retry => Row::Retry,
-                Became::Waiting(refusal) => Row::Waiting(refusal.reason),
+                Became::Waiting { refusal, .. } => Row::Waiting(refusal.reason),
                 Became::Parked(refusal) => Row::Parked(refusal.reason),
                 Became::Unchanged => *row,
             };

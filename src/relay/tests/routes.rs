@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, Broker, NO_ROUTE, Row, WELL, ev, first_window, of};
 use super::*;
-use crate::contract::Reason;
+use crate::contract::{Became, Reason};
 
 const UNROUTABLE: Row = Row::Waiting(Reason::Unroutable);
 /// No queue takes `order.ghost`.
@@ -166,6 +166,12 @@ async fn a_key_that_drains_waits_for_a_paused_routing_key_without_being_tried() 
     }
     assert_eq!(bench.table.states(), [(1, Row::Confirmed), (2, UNROUTABLE)]);
     assert!(!bench.tried().contains(&2));
+    let mut changes = bench.commits.iter().flat_map(|commit| &commit.changes);
+    let became = &changes.find(|change| change.seq == 2).unwrap().to;
+    assert!(
+        matches!(became, Became::Waiting { routing_key, tried: false, .. } if routing_key == "order.ghost"),
+        "{became:?}"
+    );
     bench.broker = WELL;
     bench.pass(seconds(60)).await;
     assert!(bench.state.aside.is_empty() && bench.state.routes.is_empty());

@@ -15,6 +15,8 @@ struct Effect {
     /// `None`: its state stays.
     to: Option<State>,
     refusal: Option<Refusal>,
+    /// With which it was refused; `None`: as it stands.
+    routing_key: Option<String>,
     /// Attempts that were refused.
     attempts: i32,
     /// It was in another state in between, so that it has not waited in this one before.
@@ -41,8 +43,9 @@ impl Effect {
                 self.go(State::Retry, None);
                 self.answers.get_or_insert(Answers::Retry);
             }
-            Became::Waiting(refusal) => {
-                self.attempts += 1;
+            Became::Waiting { refusal, routing_key, tried } => {
+                self.attempts += i32::from(*tried);
+                self.routing_key = Some(routing_key.clone());
                 self.go(State::Waiting, Some(refusal));
             }
             Became::Parked(refusal) => {
@@ -70,6 +73,7 @@ pub(super) struct Columns {
     pub(super) states: Vec<Option<&'static str>>,
     pub(super) reasons: Vec<Option<&'static str>>,
     pub(super) details: Vec<Option<String>>,
+    pub(super) routing_keys: Vec<Option<String>>,
     pub(super) attempts: Vec<i32>,
     pub(super) restarts: Vec<bool>,
     pub(super) answers: Vec<Option<&'static str>>,
@@ -87,6 +91,7 @@ pub(super) fn columns(changes: &[Change]) -> Columns {
         columns.states.push(effect.to.map(State::as_str));
         columns.reasons.push(effect.refusal.as_ref().map(|refusal| reason_str(refusal.reason)));
         columns.details.push(effect.refusal.map(|refusal| storable(&refusal.detail).into_owned()));
+        columns.routing_keys.push(effect.routing_key.map(|name| storable(&name).into_owned()));
         columns.attempts.push(effect.attempts);
         columns.restarts.push(effect.restarts);
         columns.answers.push(effect.answers.map(|answers| match answers {
@@ -106,6 +111,10 @@ mod tests {
         Refusal { reason: Reason::Nack, detail: detail.to_owned() }
     }
 
+    fn waiting(detail: &str, tried: bool) -> Became {
+        Became::Waiting { refusal: refusal(detail), routing_key: format!("to.{detail}"), tried }
+    }
+
     /// State, attempts, restarts, answers of one row after these changes.
     fn folded(all: &[Became]) -> (Option<&'static str>, Option<String>, i32, bool, Option<&'static str>) {
         let changes: Vec<Change> = all.iter().map(|to| Change { seq: 7, to: to.clone() }).collect();
@@ -117,20 +126,21 @@ mod tests {
 
     #[test]
     fn one_change_is_itself() {
-        use Became::{Confirmed, Discarded, Parked, Retry, Unchanged, Waiting};
+        use Became::{Confirmed, Discarded, Parked, Retry, Unchanged};
         let why = || Some("why".to_owned());
         assert_eq!(folded(&[Confirmed]), (Some("confirmed"), None, 0, false, None));
         assert_eq!(folded(&[Discarded]), (Some("discarded"), None, 0, false, None));
         assert_eq!(folded(&[Retry]), (Some("retry"), None, 0, false, Some("retry")));
-        assert_eq!(folded(&[Waiting(refusal("why"))]), (Some("waiting"), why(), 1, false, None));
+        assert_eq!(folded(&[waiting("why", true)]), (Some("waiting"), why(), 1, false, None));
+        assert_eq!(folded(&[waiting("why", false)]), (Some("waiting"), why(), 0, false, None), "not tried");
         assert_eq!(folded(&[Parked(refusal("why"))]), (Some("parked"), why(), 0, false, None));
         assert_eq!(folded(&[Unchanged]), (None, None, 0, false, Some("any")));
     }
 
     #[test]
     fn several_changes_of_a_row_are_written_as_one() {
-        use Became::{Confirmed, Discarded, Parked, Retry, Unchanged, Waiting};
-        let refused = |detail| Waiting(refusal(detail));
+        use Became::{Confirmed, Discarded, Parked, Retry, Unchanged};
+        let refused = |detail| waiting(detail, true);
         assert_eq!(folded(&[Retry, Confirmed]).0, Some("confirmed"));
         let (state, detail, attempts, restarts, answers) = folded(&[Retry, refused("1"), refused("2")]);
         assert_eq!((state, detail.as_deref(), attempts), (Some("waiting"), Some("2"), 2));
@@ -153,7 +163,7 @@ mod tests {
         let change = |seq, to| Change { seq, to };
         let columns = columns(&[
             change(9, Became::Confirmed),
-            change(3, Became::Waiting(refusal("a\0"))),
+            change(3, waiting("a\0", true)),
             change(9, Became::Discarded),
             change(5, Became::Unchanged),
         ]);
@@ -161,5 +171,6 @@ mod tests {
         assert_eq!(columns.states, [Some("waiting"), None, Some("confirmed")]);
         assert_eq!(columns.details, [Some("a\u{fffd}".to_owned()), None, None]);
         assert_eq!(columns.reasons, [Some("nack"), None, None]);
+        assert_eq!(columns.routing_keys, [Some("to.a\u{fffd}".to_owned()), None, None]);
     }
 }

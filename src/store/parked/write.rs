@@ -45,16 +45,17 @@ SELECT a.seq
 /// Changes rows that are open. Returns how many open rows that the cursor has passed became final, and how many of those
 /// were discarded.
 ///
-/// `$1` pipeline; `$2` to `$8` one row each: seq, state, reason, detail, refused attempts, restarts, request that is
-/// answered. See [`super::changes`].
+/// `$1` pipeline; `$2` to `$9` one row each: seq, state, reason, detail, routing key, refused attempts, restarts, request
+/// that is answered. See [`super::changes`].
 ///
 /// What is final and passed is needed no more and goes at once. `since` is kept as long as the state is the same. A row that
 /// was tried (it was its turn) and can never go has one attempt more.
 const CHANGE: &str = "
 WITH asked AS MATERIALIZED (
     SELECT *, coalesce(a.state IN ('confirmed', 'discarded'), false) AS final
-      FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::boolean[], $8::text[])
-        AS a (seq, state, reason, detail, attempts, restarts, answers)
+      FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[],
+                  $8::boolean[], $9::text[])
+        AS a (seq, state, reason, detail, routing_key, attempts, restarts, answers)
 ), gone AS (
     DELETE FROM statecast.parked p
      USING asked a
@@ -67,6 +68,7 @@ WITH asked AS MATERIALIZED (
        SET state = coalesce(a.state, p.state),
            reason = coalesce(a.reason, p.reason),
            detail = coalesce(a.detail, p.detail),
+           routing_key = coalesce(a.routing_key, p.routing_key),
            attempts = p.attempts + a.attempts
                     + CASE WHEN a.state = 'parked' AND a.attempts = 0 AND p.state IN ('queued', 'retry')
                            THEN 1 ELSE 0 END,
@@ -226,6 +228,7 @@ impl Statements {
                     &c.states,
                     &c.reasons,
                     &c.details,
+                    &c.routing_keys,
                     &c.attempts,
                     &c.restarts,
                     &c.answers,
