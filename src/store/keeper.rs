@@ -129,15 +129,8 @@ impl Keeper {
         loop {
             tokio::select! {
                 biased;
-                asked = commits.recv() => {
-                    let Some(asked) = asked else { return Ok(()) };
-                    let answer = timeout(ANSWER_TIMEOUT, self.answer(asked)).await;
-                    let answer = answer.map_err(|_| KeeperError::Silent)??;
-                    if committed.send(answer).await.is_err() {
-                        return Ok(());
-                    }
-                }
-                // Also asks what people ask for.
+                // 1. The lease, once a second, however much the relay asks: without it the gate shuts. Also tells what people
+                // ask for.
                 _ = renewal.tick() => {
                     // Counted from before it was sent: the server may have begun the lease at that moment.
                     let before = Moment::now();
@@ -147,6 +140,15 @@ impl Keeper {
                     let asked = timeout(ANSWER_TIMEOUT, self.asking.asked(&self.client, &self.pipeline)).await;
                     let asked = asked.map_err(|_| KeeperError::Silent)?.map_err(during("read requests"))?;
                     if !asked.is_empty() && committed.send(FromKeeper::Asked(asked)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                // 2. What the relay asks.
+                asked = commits.recv() => {
+                    let Some(asked) = asked else { return Ok(()) };
+                    let answer = timeout(ANSWER_TIMEOUT, self.answer(asked)).await;
+                    let answer = answer.map_err(|_| KeeperError::Silent)??;
+                    if committed.send(answer).await.is_err() {
                         return Ok(());
                     }
                 }

@@ -75,6 +75,7 @@ struct Leading {
     task: JoinHandle<Result<(), KeeperError>>,
     pid: i32,
     guard: Guard,
+    gate: Arc<Gate>,
 }
 
 /// See the module head.
@@ -150,6 +151,12 @@ impl Keeping {
         self.leading.as_ref().unwrap().pid
     }
 
+    /// What the lanes look at, and a second way to ask.
+    pub(crate) fn gate(&self) -> (Arc<Gate>, Sender<ToKeeper>) {
+        let leading = self.leading.as_ref().unwrap();
+        (leading.gate.clone(), leading.to.clone())
+    }
+
     pub(crate) async fn send(&self, to: ToKeeper) {
         self.leading.as_ref().unwrap().to.send(to).await.unwrap();
     }
@@ -163,6 +170,11 @@ impl Keeping {
                 answer => return Some(answer),
             }
         }
+    }
+
+    /// How often requests were told while something else was waited for.
+    pub(crate) fn told(&self) -> usize {
+        self.asked.len()
     }
 
     /// What people ask for, told from now on.
@@ -285,9 +297,10 @@ async fn lead(url: &str) -> (Claim, Leading) {
     let claim =
         cursor::claim(&mut client, PIPELINE, &server, Start::Oldest, "test", 10_000, None).await.unwrap();
     let pid = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-    let keeper = Keeper::new(client, PIPELINE, claim.epoch, Arc::new(Gate::new())).await.unwrap();
+    let gate = Arc::new(Gate::new());
+    let keeper = Keeper::new(client, PIPELINE, claim.epoch, gate.clone()).await.unwrap();
     let (to, commits) = channel(2);
     let (committed, from) = channel(4);
     let task = tokio::spawn(keeper.run(commits, committed));
-    (claim, Leading { to, from, task, pid, guard })
+    (claim, Leading { to, from, task, pid, guard, gate })
 }

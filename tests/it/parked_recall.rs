@@ -1,7 +1,10 @@
 //! Recalls: which rows come back, in which order, how far, and what they say about the rest.
 
-use statecast::contract::{Became, Commit, Reason, Recalled, Then};
+use std::time::Instant;
+
+use statecast::contract::{Became, Commit, FromKeeper, Reason, Recall, Recalled, Then, ToKeeper};
 use statecast::event::Seq;
+use statecast::gate::{HOLD, RENEW_INTERVAL};
 use statecast::store::cursor::CursorError;
 use statecast::store::parked::recall::RECALL;
 use statecast::store::parked::start::{HEADS, SETTINGS, aside_state};
@@ -269,4 +272,31 @@ async fn what_is_set_aside_is_read_by_pages() {
     assert_eq!(heads, aside.unpassed);
     let stranger = aside_state(&mut client, "books", epoch + 1).await;
     assert!(matches!(stranger, Err(CursorError::Superseded(_))), "{stranger:?}");
+}
+
+#[tokio::test]
+async fn a_keeper_that_is_always_asked_for_more_renews_its_lease_and_tells_requests() {
+    let mut keeping = with(vec![parked(1, 7, Reason::Invalid)]).await;
+    let (gate, to) = keeping.gate();
+    let flood = tokio::spawn(async move {
+        for id in 1_000.. {
+            let recall = Recall { id, keys: vec![99], rows_max: 1, bytes_max: LARGE };
+            if to.send(ToKeeper::Recall(recall)).await.is_err() {
+                return;
+            }
+        }
+    });
+    keeping.run("UPDATE statecast.parked SET request = 'retry'").await;
+    let until = Instant::now() + HOLD + RENEW_INTERVAL;
+    let (mut answers, mut shut) = (0, None);
+    while Instant::now() < until {
+        assert!(matches!(keeping.receive().await, Some(FromKeeper::Recalled(_))));
+        answers += 1;
+        // It opens with the first renewal.
+        shut = shut.or((answers > 100 && !gate.is_open()).then_some(answers));
+    }
+    assert!(answers > 100 && shut.is_none(), "{answers} answers, and it was shut after {shut:?}");
+    let told = keeping.told();
+    assert!((3..=6).contains(&told), "told {told} times in four seconds");
+    flood.abort();
 }
