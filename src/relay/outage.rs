@@ -73,9 +73,11 @@ impl Outage {
             self.recent_at = now;
         }
         let id = route_id(routing_key);
+        // Two places for each, so that two busy routing keys do not push each other out.
         let place = (id >> 32) as usize % RECENT;
-        if self.recent[place] != id {
-            self.recent[place] = id;
+        let other = place ^ 1;
+        if self.recent[place] != id && self.recent[other] != id {
+            self.recent[other] = std::mem::replace(&mut self.recent[place], id);
             self.touch(id, now);
         }
     }
@@ -265,6 +267,20 @@ mod tests {
             outage.judge(at, paused(&["b"], true), None);
         }
         assert_eq!((outage.mask, outage.tried.len()), (0, 2));
+    }
+
+    #[test]
+    fn two_busy_routing_keys_do_not_push_each_other_out() {
+        let (mut outage, at) = (Outage::new(now()), now());
+        let place = |name: &String| (route_id(name) >> 32) as usize % RECENT;
+        let a = "order.0.changed".to_owned();
+        let b = (1..).map(|n| format!("order.{n}.changed")).find(|b| place(b) == place(&a)).unwrap();
+        let later = at + Duration::from_millis(500);
+        [&a, &b].into_iter().for_each(|name| outage.tried(name, at));
+        for _ in 0..3 {
+            [&a, &b].into_iter().for_each(|name| outage.tried(name, later));
+        }
+        assert_eq!([&a, &b].map(|name| outage.tried[&route_id(name)]), [at, at], "looked up again");
     }
 
     #[test]
