@@ -4,11 +4,14 @@
 use std::time::Duration;
 
 use statecast::contract::{Act, Aside, Became, Commit, FromKeeper, HeadState, Reason, SetAside, ToKeeper};
+use statecast::postgres::connect as open;
 use statecast::store::cursor::CursorError;
 use statecast::store::keeper::KeeperError;
+use statecast::store::parked::people::{Request, Selector, ask};
 use statecast::store::parked::write::WriteError;
 
 use crate::keeping::{Keeping, PIPELINE, again, change, parked, queued, refusal, waiting};
+use crate::pg::config;
 
 const NACK: Reason = Reason::Nack;
 
@@ -416,4 +419,33 @@ async fn the_keeper_answers_in_order() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// The leader must not wait for rows that a client has locked, and that hangs.
+#[tokio::test]
+async fn whoever_hangs_while_asking_is_thrown_out() {
+    let mut keeping = Keeping::new().await;
+    keeping.publish("a").await;
+    let commit = Commit { set_aside: vec![parked(1, 7, Reason::Invalid)], ..keeping.stay().await };
+    keeping.commit(commit).await;
+    // What the server knows of the client when the rows are locked.
+    keeping
+        .run(
+            "CREATE TABLE public.patience (idle text);
+             GRANT INSERT ON public.patience TO PUBLIC;
+             CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 INSERT INTO public.patience VALUES (current_setting('idle_in_transaction_session_timeout'));
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER note BEFORE UPDATE ON statecast.parked FOR EACH ROW EXECUTE FUNCTION public.note()",
+        )
+        .await;
+    let (mut client, _guard) = open(&config(&keeping.url), "person").await.unwrap();
+    let selector = Selector::default();
+    let request = Request { act: Act::Retry, selector: &selector, said: "--all", actor: "alice", why: None };
+    assert_eq!(ask(&mut client, PIPELINE, &request).await.unwrap().asked, 1);
+    assert_eq!(keeping.texts("SELECT idle FROM public.patience", &[]).await, ["1s"]);
+    let later = client.query_one("SHOW idle_in_transaction_session_timeout", &[]).await.unwrap();
+    assert_ne!(later.get::<_, &str>(0), "1s", "for its own transactions only");
 }

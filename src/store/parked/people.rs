@@ -19,6 +19,10 @@ const TRIES: u32 = 10;
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// A client that hangs while it has rows locked is thrown out before the leader, which may have to write them, has gone
+/// without a renewal of its lease for so long (3 s) that it must not publish any more.
+const HANGS_BRIEFLY: &str = "SET LOCAL idle_in_transaction_session_timeout = '1s'";
+
 /// Which events. What is not said does not matter; what is said must hold together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
@@ -376,6 +380,7 @@ async fn ask_some(
     above: i64,
 ) -> Result<(i64, Option<i64>), Error> {
     let transaction = client.transaction().await?;
+    transaction.batch_execute(HANGS_BRIEFLY).await?;
     let role: String = transaction.query_one("SELECT session_user::text", &[]).await?.try_get(0)?;
     let (act, by) = (act_str(request.act), format!("{} as {role}", request.actor));
     let mut parameters = selected.all().to_vec();
