@@ -238,6 +238,34 @@ UPDATE statecast.cursor
  WHERE pipeline = $1 AND epoch = $2
 RETURNING floor_seq";
 
+/// Locks the row that a commit will move.
+const HOLD: &str = "SELECT FROM statecast.cursor WHERE pipeline = $1 AND epoch = $2 FOR UPDATE";
+
+/// Prepares [`hold`]'s statement.
+///
+/// # Errors
+/// SQL.
+pub async fn prepare_hold(client: &Client, pipeline: &str) -> Result<Statement, CursorError> {
+    client.prepare(&fenced(HOLD)).await.map_err(sql(pipeline))
+}
+
+/// Locks the row for the rest of the transaction, whose other statements may take longer than the lease lasts: a standby
+/// finds it locked, and waits, where it would take over what is nearly done and begin again.
+///
+/// # Errors
+/// SQL, or another relay has taken over: roll back.
+pub async fn hold(
+    client: &impl GenericClient,
+    statement: &Statement,
+    pipeline: &str,
+    epoch: i64,
+) -> Result<(), CursorError> {
+    match client.execute(statement, &[&pipeline, &epoch]).await.map_err(sql(pipeline))? {
+        0 => Err(CursorError::Superseded(pipeline.to_owned())),
+        _ => Ok(()),
+    }
+}
+
 /// Prepares [`advance`]'s statement.
 ///
 /// # Errors

@@ -3,12 +3,14 @@
 //! It renews the lease, and with it keeps the gate open. Ends when the relay drops its sender (everything it sent is
 //! written then, and the lease is given back), or with the error that made a write impossible. Either way the gate is shut.
 //!
-//! A commit that says nothing about rows that are set aside is one statement. Any other is one transaction: the rows first
-//! (`parked::write`), then the cursor row, which is fenced; if another relay has taken over, all of it is rolled back.
+//! A commit that says nothing about rows that are set aside is one statement. Any other is one transaction: it locks the
+//! cursor row, then come the rows (`parked::write`), then the cursor row's new values. Both ends are fenced; if another relay
+//! has taken over, all of it is rolled back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::{Client, Statement};
@@ -61,6 +63,7 @@ fn during(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> KeeperEr
 pub struct Keeper {
     client: Client,
     advance: Statement,
+    hold: Statement,
     renew: Statement,
     write: Statements,
     recall: Reading,
@@ -84,6 +87,7 @@ impl Keeper {
         let prepare = || during("prepare its statements");
         client.batch_execute(SETTINGS).await.map_err(prepare())?;
         let advance = cursor::prepare_advance(&client, pipeline).await?;
+        let hold = cursor::prepare_hold(&client, pipeline).await?;
         let renew = lease::prepare_renew(&client, pipeline).await?;
         let write = Statements::prepare(&client).await.map_err(prepare())?;
         let recall = Reading::prepare(&client).await.map_err(prepare())?;
@@ -91,6 +95,7 @@ impl Keeper {
         Ok(Keeper {
             client,
             advance,
+            hold,
             renew,
             write,
             recall,
@@ -178,7 +183,11 @@ impl Keeper {
             return Ok(Committed { id: commit.id, floor_seq, passed: Vec::new() });
         }
         let transaction = self.client.transaction().await.map_err(during("begin a transaction"))?;
-        let deltas = self.write.write(&transaction, pipeline, commit).await?;
+        // Sent together, and the lock first.
+        let held = cursor::hold(&transaction, &self.hold, pipeline, epoch);
+        let (held, deltas) = join(held, self.write.write(&transaction, pipeline, commit)).await;
+        held?;
+        let deltas = deltas?;
         let floor_seq =
             cursor::advance(&transaction, &self.advance, pipeline, epoch, commit, &deltas).await?;
         transaction.commit().await.map_err(during("commit"))?;

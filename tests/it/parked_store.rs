@@ -4,11 +4,15 @@
 use std::time::Duration;
 
 use statecast::contract::{Act, Aside, Became, Commit, FromKeeper, HeadState, Reason, SetAside, ToKeeper};
+use statecast::gate::LEASE;
 use statecast::postgres::connect as open;
 use statecast::store::cursor::CursorError;
 use statecast::store::keeper::KeeperError;
+use statecast::store::lease;
 use statecast::store::parked::people::{Request, Selector, ask};
 use statecast::store::parked::write::WriteError;
+
+use tokio_postgres::error::SqlState;
 
 use crate::keeping::{Keeping, PIPELINE, again, change, parked, queued, refusal, waiting};
 use crate::pg::config;
@@ -448,4 +452,34 @@ async fn whoever_hangs_while_asking_is_thrown_out() {
     assert_eq!(keeping.texts("SELECT idle FROM public.patience", &[]).await, ["1s"]);
     let later = client.query_one("SHOW idle_in_transaction_session_timeout", &[]).await.unwrap();
     assert_ne!(later.get::<_, &str>(0), "1s", "for its own transactions only");
+}
+
+/// A commit may take longer than the lease lasts. A standby finds the row locked, and takes nothing over that is nearly done.
+#[tokio::test]
+async fn a_long_commit_is_not_taken_over() {
+    let mut keeping = Keeping::new().await;
+    let seq = keeping.publish("a").await;
+    let commit = Commit { set_aside: vec![waiting(seq, 7, NACK)], ..keeping.stay().await };
+    keeping.commit(commit).await;
+    let standby = keeping.superuser().await;
+    standby.batch_execute("SET lock_timeout = '100ms'").await.unwrap();
+    let mut person = keeping.superuser().await;
+    let slow = person.transaction().await.unwrap();
+    slow.batch_execute("SELECT FROM statecast.parked FOR UPDATE").await.unwrap();
+    let commit = Commit { changes: vec![change(seq, Became::Confirmed)], ..keeping.stay().await };
+    let id = commit.id;
+    keeping.send(ToKeeper::Commit(commit)).await;
+    wait_for_lock_wait(&keeping).await;
+    let seen = lease::look(&standby, PIPELINE, false).await.unwrap().row.unwrap();
+    let over = tokio::time::timeout(LEASE * 3, async {
+        while !lease::look(&standby, PIPELINE, false).await.unwrap().over {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    over.await.unwrap();
+    let seized = lease::seize(&standby, PIPELINE, &seen, "standby").await;
+    let Err(CursorError::Sql { source, .. }) = &seized else { panic!("{seized:?}") };
+    assert_eq!(source.code(), Some(&SqlState::LOCK_NOT_AVAILABLE));
+    slow.rollback().await.unwrap();
+    assert!(matches!(keeping.receive().await, Some(FromKeeper::Committed(done)) if done.id == id));
 }
