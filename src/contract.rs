@@ -294,6 +294,17 @@ pub enum FromKeeper {
     Recalled(Recalled),
     /// What people ask for, repeated until a [`Change`] answers it.
     Asked(Vec<Asked>),
+    /// What waits for people, when a session begins and some seconds apart.
+    Parked(ParkedRows),
+}
+
+/// Rows that are parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParkedRows {
+    /// How many: those beyond a bound are not counted.
+    pub rows: i64,
+    /// How long the oldest has been.
+    pub oldest: Duration,
 }
 
 /// A cursor write that is in the database.

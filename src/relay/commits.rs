@@ -64,6 +64,7 @@ impl State<'_> {
             FromKeeper::Committed(committed) => self.on_committed(&committed),
             FromKeeper::Recalled(recalled) => self.on_recalled(recalled),
             FromKeeper::Asked(asked) => self.on_asked(asked),
+            FromKeeper::Parked(rows) => self.parked = Some((rows, Instant::now())),
         }
     }
 

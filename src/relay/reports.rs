@@ -52,8 +52,11 @@ impl State<'_> {
         metrics.oldest_pending_age_seconds.set(oldest_age_us as f64 / 1e6);
         metrics.keys_paused.nack.set((self.keys.backing_off() + self.aside.backing_off()) as i64);
         metrics.keys_paused.returned.set(self.routes.len() as i64);
-        metrics.parked_events.set(self.aside.parked() as i64);
-        metrics.oldest_parked_age_seconds.set(self.aside.oldest_parked(now).as_secs_f64());
+        // The keeper counts all rows, some seconds apart; of the keys it is known at once.
+        let counted = self.parked.filter(|(parked, _)| parked.rows > 0);
+        let (rows, oldest) = counted.map_or((0, Duration::ZERO), |(p, at)| (p.rows, p.oldest + at.elapsed()));
+        metrics.parked_events.set(rows.max(self.aside.parked() as i64));
+        metrics.oldest_parked_age_seconds.set(oldest.max(self.aside.oldest_parked(now)).as_secs_f64());
         self.report_refused(now);
         self.report_outage(now);
         self.report_parked();

@@ -16,7 +16,7 @@ use super::routes::{Routes, Waiter, route_id};
 use super::streamed::Stream;
 use super::window::Held;
 use super::{Ledger, Peers, Settings};
-use crate::contract::{AsideState, Fetch, Head, HeadState, KEYS_MAX, Position, Reason};
+use crate::contract::{AsideState, Fetch, Head, HeadState, KEYS_MAX, ParkedRows, Position, Reason};
 use crate::event::assemble::Assembler;
 use crate::event::{Message, Seq};
 use crate::health::Health;
@@ -58,6 +58,8 @@ pub(super) struct State<'a> {
     pub(super) idle: bool,
     pub(super) floor_seq: Seq,
     pub(super) stuck: Option<Stuck>,
+    /// What the keeper has counted last, and when.
+    pub(super) parked: Option<(ParkedRows, Instant)>,
 }
 
 impl<'a> State<'a> {
@@ -96,6 +98,7 @@ impl<'a> State<'a> {
             idle: false,
             floor_seq: settings.floor_seq,
             stuck: None,
+            parked: None,
             peers,
             ledger,
             assembler,

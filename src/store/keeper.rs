@@ -135,17 +135,18 @@ impl Keeper {
             tokio::select! {
                 biased;
                 // 1. The lease, once a second, however much the relay asks: without it the gate shuts. Also tells what people
-                // ask for.
+                // ask for, and what waits for them.
                 _ = renewal.tick() => {
                     // Counted from before it was sent: the server may have begun the lease at that moment.
                     let before = Moment::now();
                     let renew = lease::renew(&self.client, Some(&self.renew), &self.pipeline, self.epoch);
                     timeout(ANSWER_TIMEOUT, renew).await.map_err(|_| KeeperError::Silent)??;
                     self.gate.renewed(before);
-                    let asked = timeout(ANSWER_TIMEOUT, self.asking.asked(&self.client, &self.pipeline)).await;
-                    let asked = asked.map_err(|_| KeeperError::Silent)?.map_err(during("read requests"))?;
-                    if !asked.is_empty() && committed.send(FromKeeper::Asked(asked)).await.is_err() {
-                        return Ok(());
+                    let told = timeout(ANSWER_TIMEOUT, self.asking.tell(&self.client, &self.pipeline)).await;
+                    for said in told.map_err(|_| KeeperError::Silent)?.map_err(during("read requests"))? {
+                        if committed.send(said).await.is_err() {
+                            return Ok(());
+                        }
                     }
                 }
                 // 2. What the relay asks.

@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Error};
 /// Major version this program works with: another one has tables it does not understand.
 pub const SCHEMA_MAJOR: i32 = 1;
 /// Oldest minor version of that major which has everything this program uses. `install` brings it.
-pub const SCHEMA_MINOR: i32 = 2;
+pub const SCHEMA_MINOR: i32 = 3;
 
 /// `statecast.meta`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ pub(crate) async fn install_twice_does_nothing_the_second_time(url: &str) {
     let url = database(url, "it_twice").await;
     let mut session = open(&url).await;
     let first = install(&mut session.client, 1000).await.unwrap();
-    assert_eq!(first.applied, ["V1__outbox", "V2__cursor", "V3__parked", "V4__lease"]);
+    assert_eq!(first.applied, ["V1__outbox", "V2__cursor", "V3__parked", "V4__lease", "V5__parked_since"]);
     assert_eq!(first.chunks, 16);
     assert_eq!(number(&session, SHAPE).await, 17);
     let nothing = InstallReport { applied: Vec::new(), chunks: 0 };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use statecast::contract::{
-    Act, Aside, Asked, Became, Change, Commit, Committed, FromKeeper, Position, Reason, Recall, Recalled,
-    Refusal, SetAside, ToKeeper,
+    Act, Aside, Asked, Became, Change, Commit, Committed, FromKeeper, ParkedRows, Position, Reason, Recall,
+    Recalled, Refusal, SetAside, ToKeeper,
 };
 use statecast::event::Seq;
 use statecast::gate::Gate;
@@ -89,6 +89,7 @@ pub(crate) struct Keeping {
     pub(crate) claim: Claim,
     leading: Option<Leading>,
     asked: VecDeque<Vec<Asked>>,
+    parked: Option<ParkedRows>,
     next: u64,
 }
 
@@ -108,7 +109,16 @@ impl Keeping {
         let client = connect(&url).await.unwrap();
         let (claim, leading) = lead(&relay).await;
         let asked = VecDeque::new();
-        Keeping { url: relay, owner_url: url, client, claim, leading: Some(leading), asked, next: 1 }
+        Keeping {
+            url: relay,
+            owner_url: url,
+            client,
+            claim,
+            leading: Some(leading),
+            asked,
+            parked: None,
+            next: 1,
+        }
     }
 
     /// Another connection of a superuser.
@@ -144,6 +154,7 @@ impl Keeping {
         self.claim = claim;
         self.leading = Some(leading);
         self.asked.clear();
+        self.parked = None;
     }
 
     /// The backend that writes.
@@ -167,6 +178,7 @@ impl Keeping {
             let from = &mut self.leading.as_mut().unwrap().from;
             match tokio::time::timeout(LIMIT, from.recv()).await.expect("no answer")? {
                 FromKeeper::Asked(asked) => self.asked.push_back(asked),
+                FromKeeper::Parked(rows) => self.parked = Some(rows),
                 answer => return Some(answer),
             }
         }
@@ -181,10 +193,20 @@ impl Keeping {
     pub(crate) async fn asked(&mut self) -> Vec<(Seq, Act)> {
         self.asked.clear();
         let from = &mut self.leading.as_mut().unwrap().from;
-        match tokio::time::timeout(LIMIT, from.recv()).await.expect("nothing is asked") {
-            Some(FromKeeper::Asked(asked)) => asked.iter().map(|asked| (asked.seq, asked.act)).collect(),
-            other => panic!("{other:?}"),
+        loop {
+            match tokio::time::timeout(LIMIT, from.recv()).await.expect("nothing is asked") {
+                Some(FromKeeper::Asked(asked)) => {
+                    return asked.iter().map(|asked| (asked.seq, asked.act)).collect();
+                }
+                Some(FromKeeper::Parked(rows)) => self.parked = Some(rows),
+                other => panic!("{other:?}"),
+            }
         }
+    }
+
+    /// What waits for people, as it was told last.
+    pub(crate) fn parked(&mut self) -> Option<ParkedRows> {
+        self.parked.take()
     }
 
     pub(crate) async fn commit(&mut self, commit: Commit) -> Committed {

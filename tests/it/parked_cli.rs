@@ -472,8 +472,11 @@ async fn an_older_schema_is_upgraded() {
     let error = require_schema(&session).await.unwrap_err();
     assert!(matches!(error, SchemaError::Older { found: SchemaVersion { major: 1, minor: 0 } }), "{error}");
     assert!(error.to_string().contains("statecast install"), "{error}");
-    assert_eq!(install(&mut session.client, 1000).await.unwrap().applied, ["V3__parked", "V4__lease"]);
-    assert_eq!(require_schema(&session).await.unwrap(), SchemaVersion { major: 1, minor: 2 });
+    assert_eq!(
+        install(&mut session.client, 1000).await.unwrap().applied,
+        ["V3__parked", "V4__lease", "V5__parked_since"]
+    );
+    assert_eq!(require_schema(&session).await.unwrap(), SchemaVersion { major: 1, minor: 3 });
     // Whoever installed it by hand may have forgotten a grant.
     session.batch_execute("REVOKE DELETE ON statecast.parked FROM statecast_relay").await.unwrap();
     let role = unique("it_parked").replace('-', "_");

@@ -300,3 +300,29 @@ async fn a_keeper_that_is_always_asked_for_more_renews_its_lease_and_tells_reque
     assert!((3..=6).contains(&told), "told {told} times in four seconds");
     flood.abort();
 }
+
+#[tokio::test]
+async fn a_new_leader_knows_what_waits_for_people() {
+    let set_aside =
+        vec![waiting(1, 7, Reason::Nack), parked(2, 7, Reason::Invalid), parked(3, 8, Reason::TooLarge)];
+    let mut keeping = with(set_aside).await;
+    // Only a row behind another one has waited for long.
+    keeping.run("UPDATE statecast.parked SET since = since - interval '1 h' WHERE seq = 2").await;
+    keeping.restart().await;
+    // It is told with the first renewal, at once.
+    let began = Instant::now();
+    let told = loop {
+        keeping.recall(&[7], 1, LARGE).await;
+        if let Some(told) = keeping.parked() {
+            break told;
+        }
+        assert!(began.elapsed() < RENEW_INTERVAL, "nothing is told");
+    };
+    assert_eq!((told.rows, told.oldest.as_secs() / 60), (2, 60));
+    keeping.run("ANALYZE statecast.parked; SET enable_seqscan = off; SET enable_bitmapscan = off").await;
+    let plan =
+        "EXPLAIN (COSTS OFF) SELECT since FROM statecast.parked WHERE pipeline = 'books' AND state = 'parked'
+                 ORDER BY pipeline, since LIMIT 10";
+    let plan = keeping.texts(plan, &[]).await.join("\n");
+    assert!(plan.contains("parked_since") && !plan.contains("Sort"), "{plan}");
+}

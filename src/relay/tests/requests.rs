@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, Row, Table, WELL, first_window};
 use super::*;
-use crate::contract::{Act, Asked, Became, Head, HeadState, Reason};
+use crate::contract::{Act, Asked, Became, Head, HeadState, ParkedRows, Reason};
 
 fn seconds(s: u64) -> Duration {
     Duration::from_secs(s)
@@ -243,4 +243,21 @@ async fn a_request_for_a_row_that_is_final_is_refused_and_counts_for_no_key() {
     bench.ask(1, Act::Discard);
     bench.pass(seconds(1)).await;
     assert!(bench.state.aside.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn parked_rows_are_told_as_the_keeper_counts_them() {
+    let (mut ledger, assembler) = (Ledger::default(), assembler());
+    let mut bench = bench(&mut ledger, &assembler, &[(1, PARKED)]);
+    let told = |bench: &mut Bench<'_>| {
+        bench.state.report();
+        (bench.metrics.parked_events.get(), bench.metrics.oldest_parked_age_seconds.get().round())
+    };
+    assert_eq!(told(&mut bench), (1, 1.0), "the head of each key, from the start");
+    let parked = |rows, s| FromKeeper::Parked(ParkedRows { rows, oldest: seconds(s) });
+    bench.state.on_keeper(parked(7, 100));
+    tokio::time::advance(seconds(3)).await;
+    assert_eq!(told(&mut bench), (7, 103.0));
+    bench.state.on_keeper(parked(0, 0));
+    assert_eq!(told(&mut bench), (1, 4.0));
 }
