@@ -40,6 +40,12 @@ impl Reached {
         known.insert(server.to_owned(), answer);
     }
 
+    /// How the last attempt at a server ended.
+    pub(crate) fn last(&self, server: &str) -> Answer {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().and_then(|known| known.get(server)).copied().unwrap_or(Answer::Good)
+    }
+
     /// Puts those that failed last behind the others, whose order stays.
     pub(crate) fn order<T>(&self, servers: &mut [T], name: impl Fn(&T) -> &str) {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

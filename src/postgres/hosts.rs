@@ -49,10 +49,13 @@ pub(super) fn patience(count: usize) -> Duration {
 
 /// Connects to the first server that takes us, in the order of the list, but for those that failed last.
 ///
-/// Where nobody says anything all are asked once more, with more patience: they may be slow. A server that speaks and
-/// refuses, such as a standby that is about to be promoted, is not kept waiting for that: the caller tries again.
+/// Where nobody says anything all are asked once more, with more patience: they may be slow. Where a server speaks and
+/// refuses, such as a standby that is about to be promoted, only those are that said nothing the last time either: the
+/// caller tries again.
 pub(super) async fn connect(settings: &Settings) -> Result<(Client, Guard), Failure> {
     let mut servers = servers(&settings.config).await;
+    let at = servers.iter().map(|server| &server.at);
+    let known_silent: Vec<String> = at.filter(|at| REACHED.last(at) == Answer::None).cloned().collect();
     REACHED.order(&mut servers, |server| &server.at);
     let alone = servers.len() == 1;
     let (mut last, mut silent, mut spoken) = (Failure::Silent, Vec::new(), false);
@@ -66,10 +69,10 @@ pub(super) async fn connect(settings: &Settings) -> Result<(Client, Guard), Fail
             }
         }
     }
-    if alone || spoken {
+    if alone {
         return Err(last);
     }
-    for server in silent {
+    for server in silent.into_iter().filter(|server| !spoken || known_silent.contains(&server.at)) {
         match attempt(settings, &server, CONNECT_TIMEOUT).await {
             Ok(pair) => return Ok(pair),
             Err(failure) => last = failure,

@@ -103,8 +103,9 @@ impl State<'_> {
         for key in keys() {
             let Some(entry) = self.aside.get_mut(key) else { continue };
             // The keeper's first row is another than the one that is known.
-            let behind = entry.on_way == 0 && std::mem::take(&mut entry.behind);
-            if behind && !matches!(entry.standing, Standing::Draining(_)) {
+            // (A key that drains finds it by itself, or knows it when it stands again.)
+            let drains = matches!(entry.standing, Standing::Draining(_));
+            if entry.on_way == 0 && !drains && std::mem::take(&mut entry.behind) {
                 self.routes.leave(key, Instant::now());
                 self.drain(key, false);
             } else {

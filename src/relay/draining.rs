@@ -20,8 +20,9 @@ use crate::contract::{
 };
 use crate::event::{Message, Seq};
 
-/// Rows of one recall, at most.
-const RECALL_ROWS_MAX: usize = 256;
+/// Rows of one recall, over all keys: so many that keys which drain together go on faster than their writers. Bytes have a
+/// limit of their own.
+const RECALL_ROWS_MAX: usize = 2_048;
 
 impl State<'_> {
     /// A key's events go out. `forced`: the first one is tried whatever its routing key is known for.
@@ -29,6 +30,7 @@ impl State<'_> {
         self.aside.take_first(key);
         self.aside.idle(key);
         self.aside.stand(key, Standing::Draining(Box::new(Draining::new(forced))));
+        self.follow(key);
         self.go_on(key);
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A page lists such a row once more, after a restart or while its answer is on its way: it must be known, or it would be
 //! published past the rows of its key that wait. Where an earlier leader has left more than can be known, nothing is read at
-//! all. (Only a `cursor rebase` leaves many: it takes the cursor back to before rows that it has passed.)
+//! all. (Only a `cursor rebase` can leave so many: it takes the cursor back to before rows that it has passed. A leader sets
+//! aside no more than its successor can know.)
 
 use super::seqs::Seqs;
 use crate::contract::UNPASSED_MAX;
@@ -32,7 +33,8 @@ impl Unpassed {
 
     /// A row goes to the table. False if there is no room for it.
     pub fn insert(&mut self, seq: Seq) -> bool {
-        let fits = self.seqs.insert(seq);
+        // Whoever leads next can know so many.
+        let fits = self.seqs.len() < UNPASSED_MAX && self.seqs.insert(seq);
         self.full |= !fits;
         fits
     }
@@ -55,5 +57,25 @@ impl Unpassed {
     /// Is the row one?
     pub fn contains(&self, seq: Seq) -> bool {
         !self.seqs.is_empty() && self.seqs.contains(seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_leaves_no_more_than_its_successor_can_know() {
+        let (mut unpassed, mut next) = (Unpassed::default(), 1);
+        while unpassed.insert(next) {
+            next += 1;
+        }
+        assert!(unpassed.is_full());
+        let left: Vec<Seq> = (1..next).collect();
+        let mut successor = Unpassed::default();
+        successor.find(&left);
+        assert!(!successor.is_partial() && left.len() == UNPASSED_MAX);
+        unpassed.remove(1);
+        assert!(!unpassed.is_full() && unpassed.insert(next));
     }
 }

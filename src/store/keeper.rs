@@ -26,6 +26,9 @@ use crate::gate::{Gate, Moment, RENEW_INTERVAL};
 /// No answer for this long: the connection is taken for dead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// For the relay to hear what it has not asked for.
+const TELL_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// Plans that do not depend on what the planner believes about a table that may have been empty a minute ago: every statement
 /// here walks an index.
 pub const SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET jit = off;
@@ -144,7 +147,8 @@ impl Keeper {
                     self.gate.renewed(before);
                     let told = timeout(ANSWER_TIMEOUT, self.asking.tell(&self.client, &self.pipeline)).await;
                     for said in told.map_err(|_| KeeperError::Silent)?.map_err(during("read requests"))? {
-                        if committed.send(said).await.is_err() {
+                        // Told again if the relay is busy: the next renewal is not kept waiting.
+                        if let Ok(Err(_)) = timeout(TELL_TIMEOUT, committed.send(said)).await {
                             return Ok(());
                         }
                     }

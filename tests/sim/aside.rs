@@ -178,7 +178,7 @@ impl World {
     pub(crate) fn check_recall(&mut self, recall: &Recall) {
         let mut keys = HashSet::new();
         let all = recall.keys.iter().all(|key| keys.insert(*key)) && !recall.keys.is_empty();
-        if !all || recall.keys.len() > RECALL_KEYS_MAX || recall.rows_max > 256 {
+        if !all || recall.keys.len() > RECALL_KEYS_MAX || recall.rows_max > 2_048 {
             self.fail(0, format!("{recall:?}"));
         }
         if recall.bytes_max > self.plan.read_ahead / 8 {

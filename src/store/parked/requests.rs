@@ -20,8 +20,9 @@ SELECT seq, key_hash, request = 'discard'
 
 /// Parked rows are counted so far apart.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
-/// Beyond this no more are counted: whoever has so many has no use for the number.
-const COUNT_MAX: i64 = 100_000;
+/// Beyond this no more are counted: whoever has so many has no use for the number, and a count from a cold disk must not keep
+/// the lease from being renewed.
+const COUNT_MAX: i64 = 10_000;
 
 /// `$1` pipeline, `$2` rows at most. The index holds parked rows only, the oldest first: it is all that is read.
 const PARKED: &str = "
