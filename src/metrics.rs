@@ -152,7 +152,7 @@ impl Metrics {
             events_confirmed: counter(r, "events_confirmed_total", "Events that the broker confirmed.")?,
             events_parked: EventsParked::register(r)?,
             events_pending: gauge(r, "events_pending", "Committed events that are not settled, estimated.")?,
-            parked_events: gauge(r, "parked_events", "Events that are parked now.")?,
+            parked_events: gauge(r, "parked_events", "Events that are parked now, 10,000 at most.")?,
             oldest_parked_age_seconds: seconds(
                 r,
                 "oldest_parked_age_seconds",
