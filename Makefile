@@ -3,6 +3,8 @@
 #   make demo DEMO_ARGS=--keep    options for the demo
 #   make demo RELEASE=1           optimised (a longer build)
 #   make chaos SEED=7 ROUNDS=1    that round again
+#   make bench QUICK=1            small, in about two minutes, into target/benchmark
+#   make bench ONLY=drain,cost    some sections of: start drain keys latency cost tax growth; the others stay as they are
 #   STATECAST_POSTGRES__URL=… STATECAST_RABBITMQ__URLS=… make demo    your own servers, nothing is installed
 
 SHELL := /bin/sh
@@ -17,7 +19,7 @@ RUST_MIN := 1.95
 PROFILE := $(if $(RELEASE),--release,)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint build deps toolchain
+.PHONY: help demo test chaos bench lint build deps toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +34,9 @@ test: deps ## Install what is missing and run every test
 chaos: deps ## Rounds of random faults (about 8 s each) and a cluster of three brokers (4 minutes)
 	STATECAST_CHAOS_ROUNDS=$(ROUNDS) STATECAST_CHAOS_SEED=$(SEED) $(CARGO) test --locked --all-features --test it \
 	  -- --ignored --nocapture --test-threads=1 chaos_of_many_rounds chaos::broker::cluster
+
+bench: deps ## Measure everything beside its limits and write docs/benchmark.md (about an hour)
+	QUICK="$(QUICK)" ONLY="$(ONLY)" SEED="$(SEED)" $(CARGO) bench --locked --features sandbox --bench bench
 
 lint: toolchain ## Format, clippy and rustdoc, warnings as errors; cargo-deny if it is installed
 	$(CARGO) fmt --all --check
