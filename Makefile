@@ -36,7 +36,7 @@ chaos: deps ## Rounds of random faults (about 8 s each) and a cluster of three b
 	  -- --ignored --nocapture --test-threads=1 chaos_of_many_rounds chaos::broker::cluster
 
 bench: deps ## Measure everything beside its limits and write docs/benchmark.md (about an hour)
-	QUICK="$(QUICK)" ONLY="$(ONLY)" SEED="$(SEED)" $(CARGO) bench --locked --features sandbox --bench bench
+	QUICK="$(QUICK)" ONLY="$(ONLY)" CASE="$(CASE)" SEED="$(SEED)" $(CARGO) bench --locked --features sandbox --bench bench
 
 lint: toolchain ## Format, clippy and rustdoc, warnings as errors; cargo-deny if it is installed
 	$(CARGO) fmt --all --check

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::composite::{Limits, settle};
 use crate::decoder;
@@ -102,7 +102,11 @@ pub(crate) async fn run(bench: &Bench, section: &mut Section) -> Result<()> {
         bench.drain(section, &variants(bench, source)).await?;
     }
     let load = Variant::base(Source::Wal(Arrival::Load), plan.variant_events, plan.variant_pairs);
-    bench.drain(section, &[load]).await
+    bench.drain(section, &[load]).await?;
+    match &bench.only_case {
+        Some(only) => bail!("only cases with {only:?} were asked for"),
+        None => Ok(()),
+    }
 }
 
 fn variants(bench: &Bench, source: Source) -> Vec<Variant> {
@@ -123,6 +127,9 @@ fn variants(bench: &Bench, source: Source) -> Vec<Variant> {
 
 /// Publisher, decoder and query, each on its own.
 async fn limits(bench: &Bench, section: &mut Section) -> Result<()> {
+    if !bench.wants("limit on its own") {
+        return Ok(());
+    }
     let events = Events { count: bench.plan.events, bytes: BYTES, keys: KEYS };
     let template = bench.template(BYTES).await?;
     let database = bench.filled(events).await?;
@@ -152,10 +159,17 @@ async fn limits(bench: &Bench, section: &mut Section) -> Result<()> {
 }
 
 impl Bench {
+    fn wants(&self, case: &str) -> bool {
+        self.only_case.as_ref().is_none_or(|only| case.contains(only.as_str()))
+    }
+
     /// Runs each variant in pairs with its composite limit.
     async fn drain(&self, section: &mut Section, variants: &[Variant]) -> Result<()> {
         for variant in variants {
             let case = variant.case();
+            if !self.wants(&case) {
+                continue;
+            }
             let template = self.template(variant.bytes).await?;
             let backlog = match variant.source {
                 Source::Poll => Some(self.filled(variant.payloads()).await?),

@@ -6,8 +6,9 @@
 //!      ─▶ report                                            benchmark.json as each ends, then benchmark.md and plots
 //! ```
 //!
-//! `ONLY=drain,latency` picks sections, `QUICK=1` makes everything small. A section that fails, or takes too long, says
-//! so in the report with what it has; SIGINT ends the one that runs and writes the report.
+//! `ONLY=drain,latency` picks sections, `ONLY=drain CASE="wal, burst: 800 B, quorum, strict"` cases of the drain, and
+//! `QUICK=1` makes everything small. A section that fails, or takes too long, says so in the report with what it has;
+//! SIGINT ends the one that runs and writes the report.
 
 mod composite;
 mod cost;

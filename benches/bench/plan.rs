@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) growth_latency: Duration,
     /// No section takes longer than this.
     pub(crate) section_limit: Duration,
+    /// And all of them together not longer than this.
+    pub(crate) limit: Duration,
 }
 
 impl Plan {
@@ -75,12 +77,13 @@ impl Plan {
             settled: &[0, 1_000_000, 10_000_000],
             settled_chunks: 44,
             open: &[0, 1, 100, 1_000],
-            keys: &[10, 10_000, 1_000_000],
+            keys: &[10_000, 10, 1_000_000],
             parked: &[0, 1, 10, 100],
             growth_events: 100_000,
             growth_rounds: 3,
             growth_latency: Duration::from_secs(8),
             section_limit: Duration::from_secs(25 * 60),
+            limit: Duration::from_secs(60 * 60),
         }
     }
 
@@ -103,12 +106,13 @@ impl Plan {
             settled: &[0, 30_000],
             settled_chunks: 6,
             open: &[0, 50],
-            keys: &[10, 10_000],
+            keys: &[10_000, 10],
             parked: &[0, 10],
             growth_events: 5_000,
             growth_rounds: 1,
             growth_latency: Duration::from_secs(1),
             section_limit: Duration::from_secs(90),
+            limit: Duration::from_secs(300),
         }
     }
 }

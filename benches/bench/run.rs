@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use time::OffsetDateTime;
@@ -30,6 +30,8 @@ pub(crate) struct Bench {
     pub(crate) plan: Plan,
     /// By the bytes of a payload: each is looked at once.
     pub(crate) templates: tokio::sync::Mutex<HashMap<usize, Template>>,
+    /// Of the drain: what the name of a case must hold.
+    pub(crate) only_case: Option<String>,
     /// For what is drawn by chance: `pgbench`'s rows.
     pub(crate) seed: u64,
     /// What this run has measured so far.
@@ -83,7 +85,9 @@ async fn bench() -> Result<()> {
     let began = Instant::now();
     let servers = Servers::start().await?;
     let surroundings = Surroundings { machine: Machine::here(), versions: servers.versions.clone(), seed };
+    let only_case = asked("CASE");
     let mut bench = Bench {
+        only_case,
         servers,
         plan: Plan::new(scale),
         seed,
@@ -97,13 +101,18 @@ async fn bench() -> Result<()> {
             surroundings: surroundings.clone(),
             ..Section::default()
         };
-        let interrupted = measure(&bench, &mut section, name, run).await;
+        let left = bench.plan.limit.saturating_sub(began.elapsed());
+        let interrupted = measure(&bench, &mut section, name, run, left).await;
+        let ended_early = section.status != Status::Measured;
         document.sections.insert(name.to_owned(), section.clone());
         bench.before.sections.insert(name.to_owned(), section);
         document.write(&json)?;
         report::write(&document, &out, scale)?;
         if interrupted {
             break;
+        }
+        if ended_early {
+            bench.servers.tidy().await?;
         }
     }
     say!("{} s; {}", began.elapsed().as_secs(), goals::summary(&document));
@@ -116,8 +125,9 @@ async fn measure(
     section: &mut Section,
     name: &str,
     run: for<'a> fn(&'a Bench, &'a mut Section) -> Running<'a>,
+    left: Duration,
 ) -> bool {
-    let (began, limit) = (Instant::now(), bench.plan.section_limit);
+    let (began, limit) = (Instant::now(), bench.plan.section_limit.min(left));
     let ended = tokio::select! {
         ended = run(bench, section) => ended,
         () = tokio::time::sleep(limit) => Err(anyhow::anyhow!("its time of {} s is over", limit.as_secs())),
@@ -162,8 +172,9 @@ fn out(scale: Scale) -> Result<PathBuf> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let dir = match (asked("OUT"), scale) {
         (Some(out), _) => out.into(),
-        (None, Scale::Full) => root.join("docs"),
-        (None, Scale::Quick) => root.join("target/benchmark"),
+        // Some cases of a section are not documentation either.
+        (None, Scale::Full) if asked("CASE").is_none() => root.join("docs"),
+        (None, _) => root.join("target/benchmark"),
     };
     std::fs::create_dir_all(dir.join("benchmark")).context("create a directory for the report")?;
     Ok(dir)

@@ -81,6 +81,25 @@ impl Servers {
         Ok(Servers { postgres, rabbitmq, programs: programs.into(), versions })
     }
 
+    /// Ends what a section that was interrupted has left open: it would hold up the slots of all that follow.
+    pub(crate) async fn tidy(&self) -> Result<()> {
+        let admin = connect(&self.postgres.url("postgres")).await?;
+        for row in admin.query("SELECT gid, database::text FROM pg_prepared_xacts", &[]).await? {
+            let (name, database): (String, String) = (row.get(0), row.get(1));
+            let client = connect(&self.postgres.url(&database)).await?;
+            client.batch_execute(&format!("ROLLBACK PREPARED '{name}'")).await?;
+        }
+        let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active";
+        admin.batch_execute(drop).await?;
+        let left =
+            admin.query("SELECT datname::text FROM pg_database WHERE datname LIKE 'bench-%'", &[]).await?;
+        for row in left {
+            let name: String = row.get(0);
+            admin.batch_execute(&format!("DROP DATABASE \"{name}\" WITH (FORCE)")).await?;
+        }
+        Ok(())
+    }
+
     /// A program that came with PostgreSQL, pointed at a database; ended when its handle is dropped.
     pub(crate) fn program(&self, name: &str, database: &str) -> Result<tokio::process::Command> {
         let program = self.programs.join(name);
