@@ -187,7 +187,7 @@ impl Drop for Guard {
     }
 }
 
-/// Opens one connection to a server that accepts writes. Every host has a time of its own ([`hosts`]).
+/// Opens one connection to a server that accepts writes. Every host has a time of its own (`hosts`).
 ///
 /// # Errors
 ///
