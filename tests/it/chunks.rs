@@ -123,7 +123,9 @@ pub(crate) async fn upkeep_under_load(url: &str, log: &Path) {
     let mut moves = 0;
     while moves < 2 {
         let state = ensure_chunks(&relay, CHUNK_ROWS).await.unwrap();
-        assert_eq!(state.alarms, [], "at {}", state.last_seq);
+        // Chunks are small here and writers are not slowed down: they may come near the tail, and never into it.
+        let near = |alarm: &Alarm| matches!(alarm, Alarm::TailNear { .. });
+        assert!(state.alarms.iter().all(near), "{:?} at {}", state.alarms, state.last_seq);
         moves += usize::from(state.created > 0);
         settle(&admin, "orders", state.last_seq - 100).await;
         let report = retain(&relay, &retention(Duration::ZERO, u64::MAX)).await.unwrap();
