@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::checker::Verdict;
 use crate::consumer::Consumer;
@@ -126,7 +127,16 @@ impl Trouble {
 
     /// The same for trouble in the database itself, where writes wait. Returns how long the longest did. `excused` takes
     /// out of the verdict what the test expects.
-    pub async fn end_with(mut self, excused: impl FnOnce(&mut Verdict)) -> (Verdict, Duration) {
+    pub async fn end_with(self, excused: impl FnOnce(&mut Verdict)) -> (Verdict, Duration) {
+        self.end_without(&[], excused).await
+    }
+
+    /// The same without waiting for events that were given up.
+    pub async fn end_without(
+        mut self,
+        given_up: &[Uuid],
+        excused: impl FnOnce(&mut Verdict),
+    ) -> (Verdict, Duration) {
         assert!(self.relay.running(), "the relay gave up\n{}", self.relay.log());
         self.flows(100).await;
         self.stop.cancel();
@@ -136,7 +146,8 @@ impl Trouble {
             panic!("not ready: {answer}\n{}", self.relay.log());
         }
         let parked = parked(&self.bench).await;
-        let mut verdict = self.bench.finish(std::slice::from_mut(&mut self.relay), &self.consumer).await;
+        let relays = std::slice::from_mut(&mut self.relay);
+        let mut verdict = self.bench.finish_without(relays, &self.consumer, given_up).await;
         excused(&mut verdict);
         println!("slowest write {slowest:?} · parked {parked}");
         verdict.assert_clean();
