@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "a measurement"]
+    #[ignore = "a measurement: prints what an event costs, and asserts nothing"]
     fn what_it_costs() {
         let (mut outage, at) = (Outage::new(now()), now());
         let names: Vec<String> = (0..20).map(|n| format!("order.{n}.changed")).collect();
