@@ -2,6 +2,8 @@
 //!
 //! Pure and total: what cannot be encoded is [`Invalid`] with a reason, and no value of a row makes it panic.
 
+use std::borrow::Cow;
+
 use time::OffsetDateTime;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -10,7 +12,7 @@ use super::binary;
 use super::headers;
 use super::route::{SHORT_STRING_BYTES_MAX, routing_key};
 use super::structured::{self, Structured};
-use super::{Event, HeaderValue, Message};
+use super::{Event, HeaderValue, Message, Text};
 use crate::config::{Config, Format, Template};
 
 /// Assembles messages; holds what is the same for all of them.
@@ -42,7 +44,7 @@ impl Assembler {
     /// routing key, type or correlation id over 255 bytes, a negative sequence.
     pub fn assemble(&self, event: Event) -> Result<Message, Invalid> {
         let routing_key = routing_key(&self.routing_key, &event)?;
-        let kind = [self.type_prefix.as_str(), &event.event_type].concat();
+        let kind = joined([&self.type_prefix, &event.event_type]);
         short("type", &kind)?;
         short("correlation_id", event.correlation_id.as_deref().unwrap_or_default())?;
         let time = rfc3339(event.recorded_at_us)?;
@@ -67,16 +69,18 @@ impl Assembler {
                 (binary::CONTENT_TYPE, None)
             }
         };
-        let body = encoded.unwrap_or_else(|| event.payload.unwrap_or_default());
+        let body = encoded.unwrap_or_else(|| event.payload.unwrap_or_default().to_vec());
 
         let mut headers = Vec::with_capacity(5 + extensions.len() + cloud_events.len());
-        let mut put = |name: &str, value: String| headers.push((name.to_owned(), HeaderValue::Text(value)));
+        let mut put = |name: &'static str, value: Text| {
+            headers.push((Cow::Borrowed(name), HeaderValue::Text(value)));
+        };
         put("partitionkey", partition_key);
         put("sequence", sequence);
         put("schemaversion", event.schema_version);
-        event.traceparent.into_iter().for_each(|value| put("traceparent", value));
-        event.tracestate.into_iter().for_each(|value| put("tracestate", value));
-        headers.extend(extensions);
+        event.traceparent.into_iter().for_each(|value| put("traceparent", value.into()));
+        event.tracestate.into_iter().for_each(|value| put("tracestate", value.into()));
+        headers.extend(extensions.into_iter().map(|(name, value)| (Cow::Owned(name), value)));
         headers.append(&mut cloud_events);
 
         Ok(Message {
@@ -97,8 +101,14 @@ impl Assembler {
 }
 
 /// The partition key: what events must not overtake each other. A type has no colon, so no two keys collide.
-pub fn partition_key(aggregate_type: &str, aggregate_id: &str) -> String {
-    [aggregate_type, ":", aggregate_id].concat()
+pub fn partition_key(aggregate_type: &str, aggregate_id: &str) -> Text {
+    joined([aggregate_type, ":", aggregate_id])
+}
+
+fn joined<const N: usize>(parts: [&str; N]) -> Text {
+    let mut text = Text::with_capacity(parts.iter().map(|part| part.len()).sum());
+    parts.into_iter().for_each(|part| text.push_str(part));
+    text
 }
 
 /// 64-bit hash of the partition key. Stored and compared across versions: it never changes.
@@ -107,15 +117,17 @@ pub fn key_hash(aggregate_type: &str, aggregate_id: &str) -> u64 {
 }
 
 /// CloudEvents `sequence`: zero-padded, so that it sorts as text.
-fn sequence(seq: i64) -> Result<String, Invalid> {
+fn sequence(seq: i64) -> Result<Text, Invalid> {
     if seq < 0 {
         return Err(Invalid::new(format!("the sequence {seq} is negative")));
     }
-    Ok(format!("{seq:020}"))
+    let mut text = Text::with_capacity(20);
+    digits(&mut text, seq.unsigned_abs(), 20);
+    Ok(text)
 }
 
 /// RFC 3339 in UTC with microseconds.
-fn rfc3339(recorded_at_us: i64) -> Result<String, Invalid> {
+fn rfc3339(recorded_at_us: i64) -> Result<Text, Invalid> {
     let out_of_range = || {
         Invalid::new(format!("recorded_at ({recorded_at_us} µs since 1970) is outside the years 1 to 9999"))
     };
@@ -123,16 +135,32 @@ fn rfc3339(recorded_at_us: i64) -> Result<String, Invalid> {
         .ok()
         .filter(|at| (1..=9999).contains(&at.year()))
         .ok_or_else(out_of_range)?;
-    Ok(format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        at.microsecond()
-    ))
+    let parts: [(u32, usize, char); 7] = [
+        (at.year().unsigned_abs(), 4, '-'),
+        (u8::from(at.month()).into(), 2, '-'),
+        (at.day().into(), 2, 'T'),
+        (at.hour().into(), 2, ':'),
+        (at.minute().into(), 2, ':'),
+        (at.second().into(), 2, '.'),
+        (at.microsecond(), 6, 'Z'),
+    ];
+    let mut text = Text::with_capacity(27);
+    for (value, width, after) in parts {
+        digits(&mut text, value.into(), width);
+        text.push(after);
+    }
+    Ok(text)
+}
+
+/// The last `width` digits of at most 20, zero-padded. Twice per event, where `format!` would take its time.
+fn digits(text: &mut Text, mut value: u64, width: usize) {
+    let mut digits = [b'0'; 20];
+    let from = digits.len().saturating_sub(width);
+    for digit in digits[from..].iter_mut().rev() {
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
+    text.extend(digits[from..].iter().map(|digit| char::from(*digit)));
 }
 
 fn short(what: &str, text: &str) -> Result<(), Invalid> {
@@ -149,6 +177,7 @@ fn short(what: &str, text: &str) -> Result<(), Invalid> {
 pub(super) mod tests {
     use super::*;
     use crate::config::template::Part;
+    use bytes::Bytes;
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -176,7 +205,7 @@ pub(super) mod tests {
             event_type: "order.placed".into(),
             schema_version: "1.2.0".into(),
             entity_version: Some(7),
-            payload: Some(br#"{"total":12}"#.to_vec()),
+            payload: Some(Bytes::from_static(br#"{"total":12}"#)),
             headers: Some(
                 br#"{"tenant":"acme","count":3,"test":true,"big":12345678901234567890123,"no":null}"#
                     .to_vec(),
@@ -199,7 +228,7 @@ pub(super) mod tests {
         assert_eq!(message.timestamp_s, 1_793_709_296);
         assert_eq!(message.correlation_id.as_deref(), Some("corr"));
         assert_eq!(message.key_hash, key_hash("order", "4711"));
-        let names: Vec<&str> = message.headers.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = message.headers.iter().map(|(name, _)| name.as_ref()).collect();
         assert_eq!(
             names,
             [
@@ -252,9 +281,10 @@ pub(super) mod tests {
         assert!(reason(|e| e.headers = Some(b"[]".to_vec())).contains("headers"));
         assert!(reason(|e| e.recorded_at_us = i64::MAX).contains("recorded_at"));
         assert!(reason(|e| e.correlation_id = Some("x".repeat(256))).contains("correlation_id"));
-        assert!(reason(|e| e.event_type = "x".repeat(250)).contains("routing key"));
+        assert!(reason(|e| e.event_type = "x".repeat(250).into()).contains("routing key"));
         assert!(
-            reason(|e| (e.aggregate_type, e.event_type) = (String::new(), "x".repeat(251))).contains("type")
+            reason(|e| (e.aggregate_type, e.event_type) = (Text::default(), "x".repeat(251).into()))
+                .contains("type")
         );
     }
 
@@ -279,6 +309,8 @@ pub(super) mod tests {
             (payload, headers) in (hostile_bytes(), hostile_bytes()),
             (correlation_id, causation_id, tracestate) in (hostile_text(), hostile_text(), hostile_text()),
         ) -> Event {
+            let (aggregate_type, aggregate_id) = (aggregate_type.into(), aggregate_id.into());
+            let (event_type, payload) = (event_type.into(), payload.map(Bytes::from));
             Event {
                 seq, entity_version, recorded_at_us, aggregate_type, aggregate_id, event_type, payload, headers,
                 correlation_id, causation_id, tracestate, ..event()

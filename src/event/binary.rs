@@ -1,6 +1,8 @@
 //! CloudEvents 1.0, binary content mode: the body is the payload as it was committed (empty for a delete), the
 //! attributes are AMQP headers with the prefix `cloudEvents_` (CloudEvents AMQP binding, section 3.1).
 
+use std::borrow::Cow;
+
 use super::HeaderValue;
 use super::attributes::Attributes;
 
@@ -11,14 +13,18 @@ pub const CONTENT_TYPE: &str = "application/json";
 pub const PREFIX: &str = "cloudEvents_";
 
 /// Appends the attributes.
-pub(super) fn attributes(source: &str, from: &Attributes<'_>, headers: &mut Vec<(String, HeaderValue)>) {
+pub(super) fn attributes(
+    source: &str,
+    from: &Attributes<'_>,
+    headers: &mut Vec<(Cow<'static, str>, HeaderValue)>,
+) {
     let event = from.event;
     headers.reserve(20 + from.extensions.len());
-    let mut put = |name: &str, value: HeaderValue| headers.push((prefixed(name), value));
-    let text = |value: &str| HeaderValue::Text(value.to_owned());
+    let mut put = |name: &str, value: HeaderValue| headers.push((Cow::Owned(prefixed(name)), value));
+    let text = |value: &str| HeaderValue::Text(value.into());
     put("specversion", text("1.0"));
     put("source", text(source));
-    put("id", HeaderValue::Text(event.event_id.to_string()));
+    put("id", HeaderValue::Text(event.event_id.to_string().into()));
     put("type", text(from.kind));
     put("subject", text(&event.aggregate_id));
     put("time", text(from.time));
@@ -28,7 +34,7 @@ pub(super) fn attributes(source: &str, from: &Attributes<'_>, headers: &mut Vec<
     put("operation", text(from.operation()));
     put("schemaversion", text(&event.schema_version));
     if let Some(version) = event.entity_version {
-        put("entityversion", HeaderValue::Text(version.to_string()));
+        put("entityversion", HeaderValue::Text(version.to_string().into()));
     }
     for (name, value) in from.optional() {
         put(name, text(value));
@@ -49,6 +55,8 @@ fn prefixed(name: &str) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
+    use bytes::Bytes;
+
     use crate::config::Format;
     use crate::event::HeaderValue;
     use crate::event::assemble::tests::{assembler, event};
@@ -56,12 +64,12 @@ mod tests {
     #[test]
     fn attributes_are_headers_and_the_body_is_the_payload() {
         let mut event = event();
-        event.payload = Some(b"{ \"n\" : 1.10, \"n\":9007199254740993 }".to_vec());
+        event.payload = Some(Bytes::from_static(b"{ \"n\" : 1.10, \"n\":9007199254740993 }"));
         let payload = event.payload.clone().unwrap();
         let message = assembler(Format::Binary).assemble(event).unwrap();
-        assert_eq!((message.content_type, message.body), ("application/json", payload));
+        assert_eq!((message.content_type, message.body), ("application/json", payload.to_vec()));
         let count = message.headers.len();
-        let headers: BTreeMap<String, HeaderValue> = message.headers.into_iter().collect();
+        let headers: BTreeMap<_, HeaderValue> = message.headers.into_iter().collect();
         assert_eq!(headers.len(), count, "no name twice");
         let text = |name: &str| match &headers[name] {
             HeaderValue::Text(text) => text.as_str(),

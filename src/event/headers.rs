@@ -98,13 +98,14 @@ fn scalar(name: &str, raw: &str) -> Result<Option<HeaderValue>, Invalid> {
         Some(b't') => HeaderValue::Bool(true),
         Some(b'f') => HeaderValue::Bool(false),
         Some(b'"') => HeaderValue::Text(
-            serde_json::from_str(raw)
-                .map_err(|e| Invalid::new(format!("header {name:?} is not text: {e}")))?,
+            serde_json::from_str::<String>(raw)
+                .map_err(|e| Invalid::new(format!("header {name:?} is not text: {e}")))?
+                .into(),
         ),
         Some(b'-' | b'0'..=b'9') => match raw.parse::<i32>() {
             // -0 is no integer that AMQP could carry: it stays as it was written.
             Ok(number) if raw != "-0" => HeaderValue::Int(number),
-            _ => HeaderValue::Text(raw.to_owned()),
+            _ => HeaderValue::Text(raw.into()),
         },
         _ => {
             return Err(Invalid::new(format!("header {name:?} is not a string, number, boolean or null")));

@@ -11,6 +11,10 @@ pub mod headers;
 pub mod route;
 pub mod structured;
 
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use compact_str::CompactString;
 use uuid::Uuid;
 
 /// A transaction id as PostgreSQL's `xid8`: 64 bits, never wraps.
@@ -18,6 +22,10 @@ pub type Xid = u64;
 
 /// `statecast.outbox.seq`: allocated in write order, unique for ever, with gaps.
 pub type Seq = i64;
+
+/// A name or an identifier of an event. Most are short: up to 24 bytes need no allocation, of which there would be a
+/// dozen for each event.
+pub type Text = CompactString;
 
 /// One row of `statecast.outbox`, with its JSON as the bytes that were committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,17 +37,18 @@ pub struct Event {
     /// The idempotency key, fixed at write.
     pub event_id: Uuid,
     /// `[A-Za-z0-9_-]{1,64}`.
-    pub aggregate_type: String,
+    pub aggregate_type: Text,
     /// 1–200 bytes.
-    pub aggregate_id: String,
+    pub aggregate_id: Text,
     /// `[A-Za-z0-9_.-]{1,128}`.
-    pub event_type: String,
+    pub event_type: Text,
     /// Semantic version of the payload's schema.
-    pub schema_version: String,
+    pub schema_version: Text,
     /// The application's own version of the entity, if it keeps one.
     pub entity_version: Option<i64>,
-    /// Full state as JSON text; `None` = the entity was deleted.
-    pub payload: Option<Vec<u8>>,
+    /// Full state as JSON text; `None` = the entity was deleted. Still in the buffer that it was received in: it is copied
+    /// once, into the message's body.
+    pub payload: Option<Bytes>,
     /// Extension attributes: a flat JSON object, as text.
     pub headers: Option<Vec<u8>>,
     /// Groups the events of one request or saga.
@@ -54,6 +63,13 @@ pub struct Event {
     pub recorded_at_us: i64,
 }
 
+impl Event {
+    /// Bytes of its JSON, which is most of it.
+    pub fn json_bytes(&self) -> usize {
+        self.payload.as_ref().map_or(0, Bytes::len) + self.headers.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// A message as the sink publishes it. Knows AMQP's vocabulary, but no client library's types.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
@@ -64,9 +80,9 @@ pub struct Message {
     /// 64-bit hash of the partition key: lane and ordering.
     pub key_hash: u64,
     /// Rendered from the template; at most 255 bytes.
-    pub routing_key: String,
+    pub routing_key: Text,
     /// AMQP `type`: prefix + event type.
-    pub event_type: String,
+    pub event_type: Text,
     /// AMQP `content_type`.
     pub content_type: &'static str,
     /// AMQP `timestamp`, seconds since the epoch.
@@ -76,7 +92,7 @@ pub struct Message {
     /// AMQP `correlation_id`.
     pub correlation_id: Option<String>,
     /// AMQP headers in a fixed order.
-    pub headers: Vec<(String, HeaderValue)>,
+    pub headers: Vec<(Cow<'static, str>, HeaderValue)>,
     /// The body, complete.
     pub body: Vec<u8>,
 }
@@ -98,7 +114,7 @@ impl Message {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeaderValue {
     /// AMQP long string.
-    Text(String),
+    Text(Text),
     /// AMQP boolean.
     Bool(bool),
     /// AMQP 32-bit integer (`I`).

@@ -1,7 +1,7 @@
 //! Renders the routing key. What it may contain is decided by the configuration; here only its length can be wrong.
 
-use super::Event;
 use super::attributes::Invalid;
+use super::{Event, Text};
 use crate::config::Template;
 use crate::config::template::Part;
 
@@ -13,14 +13,14 @@ pub const SHORT_STRING_BYTES_MAX: usize = 255;
 ///
 /// # Errors
 /// It is longer than AMQP allows.
-pub fn routing_key(template: &Template, event: &Event) -> Result<String, Invalid> {
+pub fn routing_key(template: &Template, event: &Event) -> Result<Text, Invalid> {
     let bytes = template.parts.iter().map(|part| text(part, event).len()).sum();
     if bytes > SHORT_STRING_BYTES_MAX {
         return Err(Invalid::new(format!(
             "the routing key would have {bytes} bytes, AMQP allows {SHORT_STRING_BYTES_MAX}"
         )));
     }
-    let mut key = String::with_capacity(bytes);
+    let mut key = Text::with_capacity(bytes);
     for part in &template.parts {
         key.push_str(text(part, event));
     }
@@ -63,7 +63,7 @@ mod tests {
     fn refuses_what_amqp_cannot_carry() {
         let mut event = event();
         let template = template(vec![Part::AggregateId]);
-        event.aggregate_id = "x".repeat(255);
+        event.aggregate_id = "x".repeat(255).into();
         assert_eq!(routing_key(&template, &event).unwrap().len(), 255);
         event.aggregate_id.push('x');
         let reason = routing_key(&template, &event).unwrap_err().reason;

@@ -5,6 +5,8 @@
 
 use std::io::Write as _;
 
+use bytes::Bytes;
+
 use super::HeaderValue;
 use super::attributes::{Attributes, Invalid};
 
@@ -67,7 +69,7 @@ impl Structured {
             + attributes.partition_key.len() * 2
             + optional
             + extensions
-            + event.payload.as_ref().map_or(4, Vec::len)
+            + event.payload.as_ref().map_or(4, Bytes::len)
     }
 }
 
@@ -199,7 +201,7 @@ mod tests {
             "\"text\"",
         ] {
             let mut event = event();
-            event.payload = Some(payload.as_bytes().to_vec());
+            event.payload = Some(payload.into());
             assert_eq!(data(&message(event).body), payload);
         }
     }
@@ -207,7 +209,7 @@ mod tests {
     #[test]
     fn capacity_is_enough_for_an_ordinary_event() {
         let mut event = event();
-        event.payload = Some(vec![b'1'; 2000]);
+        event.payload = Some(vec![b'1'; 2000].into());
         let body = message(event).body;
         assert!(body.capacity() < body.len() + 600, "{} of {}", body.len(), body.capacity());
     }
@@ -233,9 +235,9 @@ mod tests {
         #[test]
         fn hostile_text_is_escaped(id in "(?s).{1,60}", correlation in "(?s).{0,60}", version in "(?s).{0,20}") {
             let mut event = event();
-            event.aggregate_id.clone_from(&id);
+            event.aggregate_id = id.as_str().into();
             event.correlation_id = Some(correlation.clone());
-            event.schema_version.clone_from(&version);
+            event.schema_version = version.as_str().into();
             let body = parsed(event);
             prop_assert_eq!(&body["subject"], &json!(id));
             prop_assert_eq!(&body["partitionkey"], &json!(format!("order:{id}")));
@@ -248,7 +250,7 @@ mod tests {
             let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) };
             let text = text.unwrap();
             let mut event = event();
-            event.payload = Some(text.clone().into_bytes());
+            event.payload = Some(text.clone().into());
             prop_assert_eq!(data(&message(event).body), text);
         }
     }

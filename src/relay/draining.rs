@@ -198,7 +198,7 @@ impl State<'_> {
         // The table says so already, if nothing was tried.
         let known = before.is_some_and(|(_, before)| before == reason);
         if tried || !known {
-            let routing_key = message.routing_key.clone();
+            let routing_key = message.routing_key.to_string();
             self.change(key, seq, Became::Waiting { refusal, routing_key, tried });
         }
         self.aside.stand(key, standing);

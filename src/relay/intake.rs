@@ -91,9 +91,7 @@ impl State<'_> {
 
     /// Takes in an event that is new.
     fn take_in(&mut self, event: Event, batch: Option<BatchNumber>) {
-        let text = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-        let row_bytes = text(&event.payload) + text(&event.headers);
-        let about = (event.seq, event.event_id, event.recorded_at_us, row_bytes);
+        let about = (event.seq, event.event_id, event.recorded_at_us, event.json_bytes());
         let key = key_hash(&event.aggregate_type, &event.aggregate_id);
         match self.assembler.assemble(event) {
             Ok(message) => {

@@ -87,7 +87,7 @@ impl State<'_> {
     fn on_hopeless(&mut self, key: u64, outcome: &Outcome, now: Instant) {
         let message = &outcome.message;
         let refusal = self.note_refusal(outcome, now);
-        let doom = Doom { refusal, routing_key: Some(message.routing_key.clone()) };
+        let doom = Doom { refusal, routing_key: Some(message.routing_key.to_string()) };
         self.held.doom(message.seq, doom, &mut self.keys);
         self.routes.leave(key, now);
         // Another event of it, sent before or besides, may wait for a routing key.

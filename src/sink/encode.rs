@@ -148,7 +148,7 @@ mod tests {
         assert!(encode(&message(), &envelope(), LIMITS).is_ok());
         let body = Message { body: vec![0; 101], ..message() };
         assert!(matches!(encode(&body, &envelope(), LIMITS), Err(Published::TooLarge { .. })));
-        let headers = vec![("a".into(), HeaderValue::Text("b".repeat(131_072)))];
+        let headers = vec![("a".into(), HeaderValue::Text("b".repeat(131_072).into()))];
         let wide = Message { headers, ..message() };
         assert!(matches!(encode(&wide, &envelope(), LIMITS), Err(Published::TooLarge { .. })));
     }
@@ -156,10 +156,10 @@ mod tests {
     #[test]
     fn long_short_strings_are_refused_not_fatal() {
         for message in [
-            Message { routing_key: "r".repeat(256), ..message() },
-            Message { event_type: "t".repeat(256), ..message() },
+            Message { routing_key: "r".repeat(256).into(), ..message() },
+            Message { event_type: "t".repeat(256).into(), ..message() },
             Message { correlation_id: Some("ä".repeat(128)), ..message() },
-            Message { headers: vec![("h".repeat(256), HeaderValue::Bool(true))], ..message() },
+            Message { headers: vec![("h".repeat(256).into(), HeaderValue::Bool(true))], ..message() },
         ] {
             assert!(matches!(encode(&message, &envelope(), LIMITS), Err(Published::Invalid { .. })));
         }

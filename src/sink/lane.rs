@@ -13,7 +13,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -23,6 +23,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation, Connection, Event};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
+use tokio_util::sync::ReusableBoxFuture;
 use uuid::Uuid;
 
 use super::confirm::{Return, Returns};
@@ -36,8 +37,26 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::switches::{Guarantee, holds};
 
-/// A publish from its first poll to its confirm.
-type InFlight = Pin<Box<dyn Future<Output = Answer> + Send>>;
+/// Room for a publish, used again by later ones: each takes more than a kilobyte, and there are thousands a second.
+type Room = ReusableBoxFuture<'static, Answer>;
+
+/// A publish from its first poll to its confirm. Gives its room back with the answer.
+struct InFlight(Option<Room>);
+
+impl Future for InFlight {
+    type Output = (Answer, Room);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(mut room) = self.0.take() else { return Poll::Pending };
+        match room.poll(cx) {
+            Poll::Ready(answer) => Poll::Ready((answer, room)),
+            Poll::Pending => {
+                self.0 = Some(room);
+                Poll::Pending
+            }
+        }
+    }
+}
 
 struct Answer {
     message: Arc<Message>,
@@ -60,6 +79,8 @@ pub struct Lane {
     envelope: Envelope,
     limits: Limits,
     in_flight: FuturesUnordered<InFlight>,
+    /// Of publishes that are done: never more than were in flight at once.
+    rooms: Vec<Room>,
     returns: Returns,
     /// A confirm that failed: the channel is gone.
     failed: Option<SinkError>,
@@ -114,6 +135,7 @@ impl Lane {
             envelope,
             limits,
             in_flight: FuturesUnordered::new(),
+            rooms: Vec::new(),
             returns: Returns::default(),
             failed: None,
             culprit: None,
@@ -141,7 +163,8 @@ impl Lane {
             tokio::select! {
                 biased;
                 // 1. Answers before new work: they free it.
-                Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => {
+                Some((answer, room)) = self.in_flight.next(), if !self.in_flight.is_empty() => {
+                    self.rooms.push(room);
                     let decided = self.decide(answer);
                     if !decided.is_empty() && outcomes.send(decided).await.is_err() { break Ok(()) }
                     if let Some(error) = self.failed.take() { break Err(error) }
@@ -214,10 +237,11 @@ impl Lane {
                     }
                     let mut publish = self.send(message, encoded);
                     // The first poll hands the frames to lapin's I/O thread: in this order.
-                    match poll_fn(|cx| Poll::Ready(publish.as_mut().poll(cx))).await {
-                        Poll::Ready(answer) => self.in_flight.push(Box::pin(std::future::ready(answer))),
-                        Poll::Pending => self.in_flight.push(publish),
+                    match poll_fn(|cx| Poll::Ready(publish.poll(cx))).await {
+                        Poll::Ready(answer) => publish.set(std::future::ready(answer)),
+                        Poll::Pending => {}
                     }
+                    self.in_flight.push(InFlight(Some(publish)));
                 }
                 Err(result) => {
                     refused.push(Outcome { message, result, took: Duration::ZERO });
@@ -227,11 +251,11 @@ impl Lane {
         Ok(refused)
     }
 
-    fn send(&self, message: Arc<Message>, encoded: Encoded) -> InFlight {
+    fn send(&mut self, message: Arc<Message>, encoded: Encoded) -> Room {
         let channel = self.channel.clone();
         let exchange = self.envelope.exchange.clone();
         let options = BasicPublishOptions { mandatory: holds(Guarantee::Mandatory), ..Default::default() };
-        Box::pin(async move {
+        let publish = async move {
             let sent_at = Instant::now();
             let Encoded { routing_key, properties } = encoded;
             let published =
@@ -241,7 +265,14 @@ impl Lane {
                 Err(error) => Err(error),
             };
             Answer { message, sent_at, confirmation }
-        })
+        };
+        match self.rooms.pop() {
+            Some(mut room) => {
+                room.set(publish);
+                room
+            }
+            None => ReusableBoxFuture::new(publish),
+        }
     }
 
     /// Decides what became of the messages whose confirms are in, beginning with `first`.
@@ -271,7 +302,8 @@ impl Lane {
 
     /// Looks at every answer that is in.
     fn look_at_all(&mut self, resolved: &mut Vec<Resolved>) {
-        while let Some(Some(answer)) = self.in_flight.next().now_or_never() {
+        while let Some(Some((answer, room))) = self.in_flight.next().now_or_never() {
+            self.rooms.push(room);
             self.look_at(answer, resolved);
         }
     }

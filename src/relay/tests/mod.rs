@@ -32,7 +32,7 @@ fn event(seq: Seq, key: &str, bytes: usize) -> Event {
         event_type: "changed".into(),
         schema_version: "1.0.0".into(),
         entity_version: None,
-        payload: Some(vec![b'1'; bytes]),
+        payload: Some(vec![b'1'; bytes].into()),
         headers: None,
         correlation_id: None,
         causation_id: None,

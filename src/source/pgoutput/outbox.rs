@@ -1,12 +1,13 @@
 //! An inserted row of `statecast.outbox` as the [`Event`] that the page reader would read.
 
+use bytes::Bytes;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::message::{ColumnMessage, Tuple, Value};
 use super::relation::{Relation, RelationError};
 use super::time::parse_us;
-use crate::event::Event;
+use crate::event::{Event, Text};
 
 /// Schema of the outbox.
 pub const SCHEMA: &str = "statecast";
@@ -166,11 +167,15 @@ impl Positions {
     }
 }
 
-/// The event that an inserted row is.
+/// The event that an inserted row is. `keep` makes the payload outlive the tuple: it may stay in the buffer that it came in.
 ///
 /// # Errors
 /// The relation is not the outbox, or a value is not what its column prints.
-pub fn event(relation: &Relation, tuple: &Tuple<'_>) -> Result<Event, EventError> {
+pub fn event(
+    relation: &Relation,
+    tuple: &Tuple<'_>,
+    keep: impl FnOnce(&[u8]) -> Bytes,
+) -> Result<Event, EventError> {
     let Some(columns) = &relation.outbox else {
         return Err(EventError::NotOutbox { schema: relation.schema.clone(), name: relation.name.clone() });
     };
@@ -191,7 +196,7 @@ pub fn event(relation: &Relation, tuple: &Tuple<'_>) -> Result<Event, EventError
         event_type: row.text(columns.event_type)?,
         schema_version: row.text(columns.schema_version)?,
         entity_version: row.optional(columns.entity_version, signed)?,
-        payload: row.value(columns.payload)?.map(<[u8]>::to_vec),
+        payload: row.value(columns.payload)?.map(keep),
         headers: row.value(columns.headers)?.map(<[u8]>::to_vec),
         correlation_id: row.optional_text(columns.correlation_id)?,
         causation_id: row.optional_text(columns.causation_id)?,
@@ -238,12 +243,12 @@ impl<'a> Row<'a> {
         self.optional(column, parse)?.ok_or(EventError::Null { column: column.name })
     }
 
-    fn optional_text(&self, column: Position) -> Result<Option<String>, EventError> {
+    fn optional_text<T: From<&'a str>>(&self, column: Position) -> Result<Option<T>, EventError> {
         let text = self.value(column)?.map(std::str::from_utf8).transpose();
-        Ok(text.map_err(|_| EventError::NotUtf8 { column: column.name })?.map(str::to_owned))
+        Ok(text.map_err(|_| EventError::NotUtf8 { column: column.name })?.map(T::from))
     }
 
-    fn text(&self, column: Position) -> Result<String, EventError> {
+    fn text(&self, column: Position) -> Result<Text, EventError> {
         self.optional_text(column)?.ok_or(EventError::Null { column: column.name })
     }
 }

@@ -148,12 +148,12 @@ impl Statements {
         let mut head = None;
         let mut found = 0;
         let mut events = Vec::with_capacity(rows.len().saturating_sub(1));
-        for row in &rows {
+        for row in rows {
             if row.try_get::<_, Option<Seq>>(0)?.is_some() {
                 found = row.try_get::<_, i64>(15)?;
                 events.push(event(row)?);
             } else {
-                head = Some(decode_head(row, 16)?);
+                head = Some(decode_head(&row, 16)?);
             }
         }
         let head = head.ok_or_else(|| PageError::NoCursor(request.pipeline.to_owned()))?;
@@ -193,7 +193,7 @@ impl Statements {
             return Ok(Vec::new());
         };
         let rows = answered(client.query(&self.fetch, &[&seqs, lo, hi])).await?;
-        let events = rows.iter().map(event).collect::<Result<Vec<_>, _>>()?;
+        let events = rows.into_iter().map(event).collect::<Result<Vec<_>, _>>()?;
         if events.len() < seqs.len() {
             let there: std::collections::HashSet<Seq> = events.iter().map(|e| e.seq).collect();
             let first = seqs.iter().copied().filter(|seq| !there.contains(seq)).min().unwrap_or(*lo);

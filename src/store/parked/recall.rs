@@ -104,7 +104,7 @@ impl Reading {
         let bytes_max = i64::try_from(recall.bytes_max.max(1)).unwrap_or(i64::MAX);
         let rows = client.query(&self.0, &[&pipeline, &keys, &rows_per_key, &bytes_max]).await?;
         let mut found: Vec<Found> = keys.iter().map(|_| Found::default()).collect();
-        for row in &rows {
+        for row in rows {
             let ord: i64 = row.try_get(15)?;
             let Some(found) = usize::try_from(ord - 1).ok().and_then(|at| found.get_mut(at)) else {
                 continue;

@@ -1,11 +1,12 @@
 //! Rows of the outbox: which become events, and what is said of the others.
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use uuid::Uuid;
 
 use crate::event::Event;
 use crate::source::pgoutput::message::{ColumnMessage, RelationMessage, ReplicaIdentity, Tuple, Value};
-use crate::source::pgoutput::{EventError, Relation, RelationError, Relations, event};
+use crate::source::pgoutput::{self, EventError, Relation, RelationError, Relations};
 
 const ID: &str = "0190163d-8694-739b-aea5-966c26f8ad91";
 
@@ -33,12 +34,12 @@ fn expected() -> Event {
         xid: u64::MAX,
         seq: i64::MAX,
         event_id: Uuid::parse_str(ID).unwrap(),
-        aggregate_type: "order".to_owned(),
-        aggregate_id: "Nr. 7 – \u{1f98a}".to_owned(),
-        event_type: "order.placed".to_owned(),
-        schema_version: "1.2.3".to_owned(),
+        aggregate_type: "order".into(),
+        aggregate_id: "Nr. 7 – \u{1f98a}".into(),
+        event_type: "order.placed".into(),
+        schema_version: "1.2.3".into(),
         entity_version: Some(i64::MIN),
-        payload: Some(b"{\"n\" :  1e999, \"n\":2}".to_vec()),
+        payload: Some(Bytes::from_static(b"{\"n\" :  1e999, \"n\":2}")),
         headers: Some(b"{ \"tenant\":\"a\"}".to_vec()),
         correlation_id: Some("c".to_owned()),
         causation_id: None,
@@ -73,6 +74,10 @@ fn relation(fields: &[Field]) -> Result<Relation, RelationError> {
 
 fn tuple(fields: &[Field]) -> Tuple<'static> {
     Tuple { values: fields.iter().map(|(_, _, value)| *value).collect() }
+}
+
+fn event(relation: &Relation, tuple: &Tuple<'_>) -> Result<Event, EventError> {
+    pgoutput::event(relation, tuple, Bytes::copy_from_slice)
 }
 
 /// The error of a row in which `column` is `value`.
