@@ -28,6 +28,8 @@ const FLUSH_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 const VISIBLE_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks for it.
 const VISIBLE_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// Rows of a page to ask for, at least.
+const PAGE_ROWS_MIN: i64 = 16;
 /// Rows of a listed page: a few bytes each.
 const LISTED_ROWS_MAX: i64 = 10_000;
 
@@ -88,6 +90,9 @@ pub struct Reader {
     /// P in memory: all that is visible in it was handed to the relay.
     frontier: Frontier,
     next_window: u64,
+    /// Rows to ask for: no more than twice those that the bytes of a page allowed last time. The server looks at each row that
+    /// it is asked for before it cuts the page, and of large ones it would look at many times what it sends.
+    page_rows: i64,
 }
 
 impl Reader {
@@ -115,6 +120,7 @@ impl Reader {
             client: Arc::new(client),
             guard,
             statements,
+            page_rows: i64::from(settings.poll.batch),
             settings,
             ends,
             frontier: Frontier::stored(position, floor_seq),
@@ -265,9 +271,14 @@ impl Reader {
         }
     }
 
-    async fn page(&self, window: Option<&Arc<Window>>, after_seq: Seq) -> Result<PageRows, PageError> {
-        let request = self.request(window, after_seq, i64::from(self.settings.poll.batch));
-        self.statements.page(&self.client, &request).await
+    async fn page(&mut self, window: Option<&Arc<Window>>, after_seq: Seq) -> Result<PageRows, PageError> {
+        let request = self.request(window, after_seq, self.page_rows);
+        let page = self.statements.page(&self.client, &request).await?;
+        if page.full {
+            let twice = (page.events.len() as i64 * 2).max(PAGE_ROWS_MIN);
+            self.page_rows = twice.min(i64::from(self.settings.poll.batch));
+        }
+        Ok(page)
     }
 
     /// Sends a page to the relay once it is durable. Waits while the relay has no room.
