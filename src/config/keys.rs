@@ -193,7 +193,9 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Choice(&["strict", "pipelined"]),
         "`strict`: one event of a key in flight; `pipelined`: many, and a nack or return can invert first deliveries.",
     ),
-    key("rabbitmq.window", "2000", Kind::Number(1, 65_535), "Unconfirmed messages per lane, at most."),
+    // Measured at 0.8 kB into a quorum queue: 250 to 8,000 carry the same rate, and each thousand costs 4 MB and some CPU.
+    // 500 is a confirm of 20 ms at 25,000 events/s.
+    key("rabbitmq.window", "500", Kind::Number(1, 65_535), "Unconfirmed messages per lane, at most."),
     key(
         "rabbitmq.lanes",
         "1",

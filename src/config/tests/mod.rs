@@ -62,7 +62,7 @@ fn two_urls_are_enough() {
     assert_eq!(config.source.poll.batch, 1000);
     assert_eq!(config.event.source, "/statecast");
     assert_eq!(config.rabbitmq.routing_key.to_string(), "{aggregate_type}.{event_type}");
-    assert_eq!((config.rabbitmq.window, config.rabbitmq.lanes, config.rabbitmq.fence), (2000, 1, true));
+    assert_eq!((config.rabbitmq.window, config.rabbitmq.lanes, config.rabbitmq.fence), (500, 1, true));
     assert_eq!(config.rabbitmq.max_message_size, 16 << 20);
     assert_eq!(config.rabbitmq.confirm_timeout, Duration::from_secs(30));
     assert_eq!(config.relay.read_ahead, 8 << 20);
