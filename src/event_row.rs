@@ -39,7 +39,7 @@ pub fn event(row: Row) -> Result<Event, tokio_postgres::Error> {
 
 const PAYLOAD: usize = 8;
 
-/// A row for the sake of its payload, which stays in the buffer that it came in.
+/// A row for the sake of its payload, which stays in the buffer that it came in: all rows of a page came in the same few.
 struct Payload(Row);
 
 impl AsRef<[u8]> for Payload {

@@ -46,8 +46,8 @@ pub struct Event {
     pub schema_version: Text,
     /// The application's own version of the entity, if it keeps one.
     pub entity_version: Option<i64>,
-    /// Full state as JSON text; `None` = the entity was deleted. Still in the buffer that it was received in: it is copied
-    /// once, into the message's body.
+    /// Full state as JSON text; `None` = the entity was deleted. Of a polled row it is still in the buffer that it was
+    /// received in.
     pub payload: Option<Bytes>,
     /// Extension attributes: a flat JSON object, as text.
     pub headers: Option<Vec<u8>>,

@@ -104,7 +104,7 @@ impl Stream {
                     brought.changes.push(format!("insert {}", shown(&new.values)));
                     return;
                 }
-                match event(relation, &new, bytes::Bytes::copy_from_slice) {
+                match event(relation, &new) {
                     Ok(event) => {
                         assert_eq!(Some(event.xid as u32), xid, "the top-level transaction");
                         brought.events.push(event);

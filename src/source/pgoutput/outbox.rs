@@ -167,15 +167,12 @@ impl Positions {
     }
 }
 
-/// The event that an inserted row is. `keep` makes the payload outlive the tuple: it may stay in the buffer that it came in.
+/// The event that an inserted row is. Its payload is copied: a slice would keep the receive buffer, of which a batch of small
+/// events that come one by one would hold a thousand.
 ///
 /// # Errors
 /// The relation is not the outbox, or a value is not what its column prints.
-pub fn event(
-    relation: &Relation,
-    tuple: &Tuple<'_>,
-    keep: impl FnOnce(&[u8]) -> Bytes,
-) -> Result<Event, EventError> {
+pub fn event(relation: &Relation, tuple: &Tuple<'_>) -> Result<Event, EventError> {
     let Some(columns) = &relation.outbox else {
         return Err(EventError::NotOutbox { schema: relation.schema.clone(), name: relation.name.clone() });
     };
@@ -196,7 +193,7 @@ pub fn event(
         event_type: row.text(columns.event_type)?,
         schema_version: row.text(columns.schema_version)?,
         entity_version: row.optional(columns.entity_version, signed)?,
-        payload: row.value(columns.payload)?.map(keep),
+        payload: row.value(columns.payload)?.map(Bytes::copy_from_slice),
         headers: row.value(columns.headers)?.map(<[u8]>::to_vec),
         correlation_id: row.optional_text(columns.correlation_id)?,
         causation_id: row.optional_text(columns.causation_id)?,

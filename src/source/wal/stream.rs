@@ -11,7 +11,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -206,13 +205,13 @@ impl Reading {
             Frame::XLogData { wal_start, data, .. } => {
                 let at = wal_start.into();
                 let message = pgoutput::decode(&data).map_err(|e| Ended::Malformed { at, source: e })?;
-                self.on_message(message, &data, at).await?;
+                self.on_message(message, at).await?;
             }
         }
         Ok(())
     }
 
-    async fn on_message(&mut self, message: Message<'_>, data: &Bytes, at: Lsn) -> Result<(), Ended> {
+    async fn on_message(&mut self, message: Message<'_>, at: Lsn) -> Result<(), Ended> {
         match message {
             Message::Begin { xid, .. } => self.transaction = Some(Transaction { xid, wanted: None }),
             Message::Commit { end_lsn, .. } => {
@@ -224,21 +223,14 @@ impl Reading {
             Message::Relation(relation) => {
                 self.relations.apply(&relation).map_err(|e| Ended::Relation { at, source: e })?;
             }
-            Message::Insert { relation, new } => self.on_insert(relation, &new, data, at).await?,
+            Message::Insert { relation, new } => self.on_insert(relation, &new, at).await?,
             // The publication may hold more than the outbox, and publish more than inserts: not our rows.
             _ => {}
         }
         Ok(())
     }
 
-    /// `data` is the buffer that the tuple is in.
-    async fn on_insert(
-        &mut self,
-        relation: u32,
-        new: &Tuple<'_>,
-        data: &Bytes,
-        at: Lsn,
-    ) -> Result<(), Ended> {
+    async fn on_insert(&mut self, relation: u32, new: &Tuple<'_>, at: Lsn) -> Result<(), Ended> {
         let relation = self.relations.get(relation).map_err(|e| Ended::Relation { at, source: e })?;
         if !relation.is_outbox() {
             return Ok(());
@@ -249,8 +241,7 @@ impl Reading {
         if transaction.wanted == Some(false) {
             return Ok(());
         }
-        let event = pgoutput::event(relation, new, |json| data.slice_ref(json))
-            .map_err(|e| Ended::Event { at, source: e })?;
+        let event = pgoutput::event(relation, new).map_err(|e| Ended::Event { at, source: e })?;
         // Somebody wrote the column `xid` by hand: polling decides about such rows.
         if event.xid & 0xffff_ffff != u64::from(transaction.xid) {
             return Ok(());

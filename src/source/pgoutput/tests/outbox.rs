@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::event::Event;
 use crate::source::pgoutput::message::{ColumnMessage, RelationMessage, ReplicaIdentity, Tuple, Value};
-use crate::source::pgoutput::{self, EventError, Relation, RelationError, Relations};
+use crate::source::pgoutput::{EventError, Relation, RelationError, Relations, event};
 
 const ID: &str = "0190163d-8694-739b-aea5-966c26f8ad91";
 
@@ -74,10 +74,6 @@ fn relation(fields: &[Field]) -> Result<Relation, RelationError> {
 
 fn tuple(fields: &[Field]) -> Tuple<'static> {
     Tuple { values: fields.iter().map(|(_, _, value)| *value).collect() }
-}
-
-fn event(relation: &Relation, tuple: &Tuple<'_>) -> Result<Event, EventError> {
-    pgoutput::event(relation, tuple, Bytes::copy_from_slice)
 }
 
 /// The error of a row in which `column` is `value`.
