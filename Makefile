@@ -35,7 +35,7 @@ chaos: deps ## Rounds of random faults (about 8 s each) and the tests too long f
 	STATECAST_CHAOS_ROUNDS=$(ROUNDS) STATECAST_CHAOS_SEED=$(SEED) $(CARGO) test --locked --all-features --test it \
 	  -- --ignored --nocapture --test-threads=1 chaos_of_many_rounds chaos::broker::cluster wal_silent_source
 
-bench: deps ## Measure everything beside its limits and write docs/benchmark.md (three quarters of an hour)
+bench: deps ## Measure everything beside its limits and write docs/benchmark.md (a little more than an hour)
 	QUICK="$(QUICK)" ONLY="$(ONLY)" CASE="$(CASE)" SEED="$(SEED)" $(CARGO) bench --locked --features sandbox --bench bench
 
 lint: toolchain ## Format, clippy and rustdoc, warnings as errors; cargo-deny if it is installed

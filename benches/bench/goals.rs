@@ -137,11 +137,13 @@ fn latencies(document: &Document) -> Vec<Goal> {
     {
         let rate = latency::per_second(rate);
         let case = latency::case(streams, &rate);
-        let relay = p99(&format!("{case}: confirm"));
         let publisher = p99(&format!("bare publisher, {rate}: confirm"));
-        let more = relay.zip(publisher).map(|(relay, publisher)| vec![relay - publisher]);
-        let figure = format!("p99 write → confirm above the bare publisher's, {case}");
-        goals.push(Goal::new(figure, Bound::AtMost(most), "ms", more));
+        for (from, what) in [("write", "confirm"), ("commit", latency::AFTER_COMMIT)] {
+            let relay = p99(&format!("{case}: {what}"));
+            let more = relay.zip(publisher).map(|(relay, publisher)| vec![relay - publisher]);
+            let figure = format!("p99 {from} → confirm above the bare publisher's, {case}");
+            goals.push(Goal::new(figure, Bound::AtMost(most), "ms", more));
+        }
     }
     goals
 }

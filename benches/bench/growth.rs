@@ -115,12 +115,12 @@ async fn open(bench: &Bench, section: &mut Section) -> Result<()> {
     for count in bench.plan.open {
         cases.push((*count, Case::new(bench, &format!("{count} open transactions"), 0).await?));
     }
-    for round in 0..=bench.plan.growth_rounds {
+    for round in 0..2 * bench.plan.growth_rounds {
         for (count, case) in &cases {
             let names = prepare(&case.database.client, *count).await?;
-            let done = match round == bench.plan.growth_rounds {
-                false => case.drain(bench, section).await,
-                true => case.latency(bench, section).await,
+            let done = match round < bench.plan.growth_rounds {
+                true => case.drain(bench, section).await,
+                false => case.latency(bench, section).await,
             };
             for name in names {
                 case.database.client.batch_execute(&format!("ROLLBACK PREPARED '{name}'")).await?;
@@ -154,8 +154,10 @@ async fn measure(bench: &Bench, section: &mut Section, cases: Vec<Case>) -> Resu
             case.drain(bench, section).await?;
         }
     }
-    for case in &cases {
-        case.latency(bench, section).await?;
+    for _ in 0..bench.plan.growth_rounds {
+        for case in &cases {
+            case.latency(bench, section).await?;
+        }
     }
     finish(bench, section, cases).await
 }
@@ -223,6 +225,7 @@ impl Case {
 
     async fn latency(&self, bench: &Bench, section: &mut Section) -> Result<()> {
         say!("growth: {}, latency", self.name);
+        settle(&self.database.client).await?;
         let place = Place::new(&bench.servers, QueueKind::Quorum).await?;
         let load = Load { rate: LOAD_RATE, time: bench.plan.growth_latency, bytes: BYTES };
         let seen = load.run(&bench.servers, &self.database, &place, &self.towards(&place)).await?;

@@ -20,6 +20,8 @@ pub(crate) const RATES: [u64; 4] = [1, 100, 1_000, 5_000];
 const PUBLISHER_RATES: [u64; 2] = [1, 1_000];
 /// Before what is counted, so that everybody has connected and prepared.
 const WARM_UP: Duration = Duration::from_secs(1);
+/// Latency without the write itself.
+pub(crate) const AFTER_COMMIT: &str = "confirm after commit";
 /// Of the drain rate.
 const SHARE: f64 = 0.8;
 
@@ -36,7 +38,8 @@ pub(crate) async fn run(bench: &Bench, section: &mut Section) -> Result<()> {
     section.note(format!(
         "{BYTES} B, quorum queue, strict, one lane, 10,000 keys; open loop: each latency is counted from the moment at which the write was due. \
          Up to 1,000/s a transaction holds one event, above that 1,000 transactions per second share the events; fsync is on. \
-         write: until the commit was acknowledged to the writer; confirm: until the relay had the broker's confirm; consumer: until a consumer had it.",
+         write: until the commit was acknowledged to the writer; confirm: until the relay had the broker's confirm; consumer: until a consumer had it. \
+         confirm after commit: from the acknowledged commit to the confirm; an event that was confirmed before its writer knew counts as nothing.",
     ));
     publisher(bench, section).await?;
     for streams in [false, true] {
@@ -93,6 +96,7 @@ async fn offer(bench: &Bench, section: &mut Section, streams: bool, rate: &str, 
     section.add(&case, "rate reached", "events/s", seen.rate);
     write_down(section, &case, "write", &seen.write);
     write_down(section, &case, "confirm", &seen.confirm);
+    write_down(section, &case, AFTER_COMMIT, &seen.after_commit);
     write_down(section, &case, "consumer", &seen.consumer);
     place.drop().await?;
     database.drop(&bench.servers).await

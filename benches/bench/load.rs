@@ -37,13 +37,15 @@ pub(crate) struct Load {
     pub(crate) bytes: usize,
 }
 
-/// What came of it, each counted from the moment at which the write was due.
+/// What came of it, each counted from the moment at which the write was due unless said otherwise.
 #[derive(Debug)]
 pub(crate) struct Seen {
     /// Committed, as the writer knows.
     pub(crate) write: Summary,
     /// Confirmed by the broker, as the relay knows.
     pub(crate) confirm: Summary,
+    /// The same, counted from the moment at which the writer knew of its commit: what the relay and the broker add.
+    pub(crate) after_commit: Summary,
     pub(crate) consumer: Summary,
     /// Events per second that really were written.
     pub(crate) rate: f64,
@@ -72,18 +74,19 @@ impl Load {
         // What an earlier load left behind, or is repeated of it, is not of this one.
         let consumer = Consumer::start(servers, place, now_us()).await?;
         let written = self.write(database).await?;
-        let expected = written.latencies.count() * self.batch();
+        let expected = written.committed_us.len() as u64 * self.batch();
         let deadline = Instant::now() + ARRIVAL_LIMIT;
         while consumer.count() < expected {
             let so_far = consumer.count();
             ensure!(Instant::now() < deadline, "{so_far} of {expected} events arrived");
             tokio::time::sleep(LOOK).await;
         }
-        let confirm = confirms(&relay, &database.client, written.first_seq, expected).await?;
+        let (confirm, after_commit) = confirms(&relay, &database.client, &written, expected).await?;
         relay.stop().await?;
         Ok(Seen {
-            write: written.latencies.summary(),
-            confirm,
+            write: written.latencies()?.summary(),
+            confirm: confirm.summary(),
+            after_commit: after_commit.summary(),
             consumer: consumer.summary(),
             rate: expected as f64 / written.seconds.max(self.time.as_secs_f64()),
         })
@@ -98,7 +101,7 @@ impl Load {
         let first_seq = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM statecast.outbox_seq_seq";
         let first_seq: i64 = database.client.query_one(first_seq, &[]).await?.get(0);
         let apart = Duration::from_secs_f64(batch as f64 / self.rate.max(1) as f64);
-        let mut latencies = Latencies::new()?;
+        let mut committed_us = HashMap::new();
         let mut running = JoinSet::new();
         let began = Instant::now();
         let mut due = schedule::start(apart, count);
@@ -107,22 +110,32 @@ impl Load {
             let writer = Arc::clone(writer.next().context("no writers")?);
             running.spawn(async move { writer.write(due_us).await });
             while let Some(done) = running.try_join_next() {
-                let (due_us, done_us) = done??;
-                latencies.record(due_us, done_us);
+                committed_us.extend([done??]);
             }
         }
         while let Some(done) = running.join_next().await {
-            let (due_us, done_us) = done??;
-            latencies.record(due_us, done_us);
+            committed_us.extend([done??]);
         }
-        Ok(Written { latencies, first_seq, seconds: began.elapsed().as_secs_f64() })
+        ensure!(committed_us.len() as u64 == count, "two writes were due in the same microsecond");
+        Ok(Written { committed_us, first_seq, seconds: began.elapsed().as_secs_f64() })
     }
 }
 
 struct Written {
-    latencies: Latencies,
+    /// By the moment at which a transaction was due, when its commit was known.
+    committed_us: HashMap<i64, i64>,
     first_seq: i64,
     seconds: f64,
+}
+
+impl Written {
+    fn latencies(&self) -> Result<Latencies> {
+        let mut latencies = Latencies::new()?;
+        for (due_us, committed_us) in &self.committed_us {
+            latencies.record(*due_us, *committed_us);
+        }
+        Ok(latencies)
+    }
 }
 
 struct Writer {
@@ -155,24 +168,30 @@ impl Writer {
     }
 }
 
-/// From the moment in the payload to the confirm that the relay noted.
-async fn confirms(relay: &Relay, client: &Client, first_seq: i64, expected: u64) -> Result<Summary> {
+/// To the confirm that the relay noted: from the moment in the payload, and from the commit.
+async fn confirms(
+    relay: &Relay,
+    client: &Client,
+    written: &Written,
+    expected: u64,
+) -> Result<(Latencies, Latencies)> {
     let sql = "SELECT seq, (payload ->> 'due')::bigint FROM statecast.outbox WHERE seq > $1";
-    let rows = client.query(sql, &[&first_seq]).await?;
+    let rows = client.query(sql, &[&written.first_seq]).await?;
     let due: HashMap<i64, i64> =
         rows.iter().filter_map(|row| Some((row.get(0), row.get::<_, Option<i64>>(1)?))).collect();
     let deadline = Instant::now() + ARRIVAL_LIMIT;
     loop {
-        let mut latencies = Latencies::new()?;
+        let (mut since_due, mut since_commit) = (Latencies::new()?, Latencies::new()?);
         for (seq, at_us) in relay.confirm_times() {
-            if let Some(due_us) = due.get(&seq) {
-                latencies.record(*due_us, at_us);
-            }
+            let Some(due_us) = due.get(&seq) else { continue };
+            let Some(committed_us) = written.committed_us.get(due_us) else { continue };
+            since_due.record(*due_us, at_us);
+            since_commit.record(*committed_us, at_us);
         }
-        if latencies.count() >= expected {
-            return Ok(latencies.summary());
+        if since_due.count() >= expected {
+            return Ok((since_due, since_commit));
         }
-        ensure!(Instant::now() < deadline, "{} of {expected} confirms were noted", latencies.count());
+        ensure!(Instant::now() < deadline, "{} of {expected} confirms were noted", since_due.count());
         tokio::time::sleep(LOOK * 5).await;
     }
 }

@@ -1,4 +1,4 @@
-//! How much of everything: the full benchmark, sized for three quarters of an hour on two cores, and the quick one.
+//! How much of everything: the full benchmark, sized for a little more than an hour on two cores, and the quick one.
 
 use std::time::Duration;
 
@@ -82,8 +82,8 @@ impl Plan {
             growth_events: 60_000,
             growth_rounds: 3,
             growth_latency: Duration::from_secs(8),
-            section_limit: Duration::from_secs(22 * 60),
-            limit: Duration::from_secs(45 * 60),
+            section_limit: Duration::from_secs(30 * 60),
+            limit: Duration::from_secs(75 * 60),
         }
     }
 

@@ -68,11 +68,14 @@ impl Machine {
         };
         let memory = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
         let kb = memory.split(' ').next().and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0);
+        // What follows the version names a build, such as a distributor's or a host's.
+        let release = read("/proc/sys/kernel/osrelease");
+        let kernel = release.trim().split('-').next().unwrap_or_default();
         Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             processor: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".to_owned()),
             memory_gb: (kb * 1024.0 / 1e8).round() / 10.0,
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            kernel: kernel.to_owned(),
         }
     }
 }

@@ -90,8 +90,7 @@ pub struct Reader {
     /// P in memory: all that is visible in it was handed to the relay.
     frontier: Frontier,
     next_window: u64,
-    /// Rows to ask for: no more than twice those that the bytes of a page allowed last time. The server looks at each row that
-    /// it is asked for before it cuts the page, and of large ones it would look at many times what it sends.
+    /// Rows to ask for.
     page_rows: i64,
 }
 
@@ -275,8 +274,7 @@ impl Reader {
         let request = self.request(window, after_seq, self.page_rows);
         let page = self.statements.page(&self.client, &request).await?;
         if page.full {
-            let twice = (page.events.len() as i64 * 2).max(PAGE_ROWS_MIN);
-            self.page_rows = twice.min(i64::from(self.settings.poll.batch));
+            self.page_rows = page_rows(page.events.len(), self.settings.poll.batch);
         }
         Ok(page)
     }
@@ -342,5 +340,47 @@ impl Reader {
             () = self.ends.stop.cancelled() => Err(Halt::Over),
             () = self.guard.closed() => Err(PageError::Closed.into()),
         }
+    }
+}
+
+/// Rows to ask for after a page that was cut at `events`: no more than twice those. The server looks at each row that it is asked
+/// for before it cuts the page by bytes, and of large ones it would look at many times what it sends.
+fn page_rows(events: usize, batch: u32) -> i64 {
+    let twice = i64::try_from(events).unwrap_or(i64::MAX).saturating_mul(2);
+    twice.max(PAGE_ROWS_MIN).min(i64::from(batch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::page_rows;
+
+    /// With pages that hold `fit` rows by their bytes, and nothing less than full.
+    fn asked(fit: i64, batch: u32) -> Vec<i64> {
+        let mut rows = i64::from(batch);
+        (0..8)
+            .map(|_| {
+                rows = page_rows(usize::try_from(rows.min(fit)).unwrap(), batch);
+                rows
+            })
+            .collect()
+    }
+
+    #[test]
+    fn of_large_rows_no_more_is_asked_for_than_twice_what_fits() {
+        assert_eq!(asked(120, 1_000), [240; 8]);
+        assert_eq!(asked(1, 1_000), [16; 8], "one at a time would cost a round trip each");
+        assert_eq!(asked(1, 4), [4; 8], "never more than `source.poll.batch`");
+        assert_eq!(asked(i64::MAX, 1_000), [1_000; 8]);
+        assert_eq!(page_rows(usize::MAX, u32::MAX), i64::from(u32::MAX));
+    }
+
+    #[test]
+    fn after_large_rows_small_ones_get_whole_pages_again() {
+        let (mut rows, mut pages) = (page_rows(1, 1_000), 0);
+        while rows < 1_000 {
+            rows = page_rows(usize::try_from(rows).unwrap(), 1_000);
+            pages += 1;
+        }
+        assert_eq!(pages, 6);
     }
 }
