@@ -33,7 +33,8 @@ test: deps ## Install what is missing and run every test
 
 chaos: deps ## Rounds of random faults (about 8 s each) and the tests too long for `make test` (5 minutes)
 	STATECAST_CHAOS_ROUNDS=$(ROUNDS) STATECAST_CHAOS_SEED=$(SEED) $(CARGO) test --locked --all-features --test it \
-	  -- --ignored --nocapture --test-threads=1 chaos_of_many_rounds chaos::broker::cluster wal_silent_source
+	  -- --ignored --nocapture --test-threads=1 chaos_of_many_rounds chaos::broker::cluster wal_silent_source \
+	  queues_of_a_cluster
 
 bench: deps ## Measure everything beside its limits and write docs/benchmark.md (a little more than an hour)
 	QUICK="$(QUICK)" ONLY="$(ONLY)" CASE="$(CASE)" SEED="$(SEED)" $(CARGO) bench --locked --features sandbox --bench bench

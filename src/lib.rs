@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
-//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `reached`, `health`,
-//! `metrics` and `switches` are leaves that any of them may use.
+//! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `finding`, `reached`,
+//! `health`, `metrics` and `switches` are leaves that any of them may use.
 
 pub mod app;
 pub mod backend;
@@ -20,6 +20,7 @@ pub mod config;
 pub mod contract;
 pub mod event;
 pub mod event_row;
+pub mod finding;
 pub mod gate;
 pub mod health;
 pub mod http;

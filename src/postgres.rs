@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use rustls::ClientConfig;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -25,6 +25,8 @@ mod hosts;
 
 /// For one server to answer, from name lookup to "ready for query"; also for a pool to lend what it has.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Hosts that [`each_host`] asks.
+pub const HOSTS_MAX: usize = 32;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_RETRIES: u32 = 3;
@@ -200,6 +202,29 @@ pub async fn connect(cfg: &config::Postgres, application_name: &str) -> Result<(
     })
 }
 
+/// Opens one connection to each host of the URL (at most [`HOSTS_MAX`]), whether it accepts writes or not. Each with its
+/// address, for messages.
+///
+/// # Errors
+///
+/// The settings are unusable; see [`PgError`].
+pub async fn each_host(
+    cfg: &config::Postgres,
+    application_name: &str,
+) -> Result<Vec<(String, Result<(Client, Guard), PgError>)>, PgError> {
+    let mut hosts = Settings::new(cfg, application_name)?.each();
+    hosts.truncate(HOSTS_MAX);
+    let connecting = hosts.iter_mut().map(async |settings| {
+        settings.config.target_session_attrs(TargetSessionAttrs::Any);
+        let connected = hosts::connect(settings).await.map_err(|failure| match failure {
+            Failure::Said(error) => settings.explain(error),
+            Failure::Silent => PgError::Timeout { at: settings.at() },
+        });
+        (settings.at(), connected)
+    });
+    Ok(join_all(connecting).await)
+}
+
 /// A pool of such connections. It opens them when they are asked for, so an unreachable server is not noticed here.
 ///
 /// Whoever borrows a connection leaves no `SET` and no advisory lock behind: recycling does not reset them.
@@ -268,6 +293,12 @@ impl Settings {
         config.ssl_mode(if wants_tls { SslMode::Require } else { SslMode::Disable });
         let tls = if wants_tls { Some(tls::client_config(&cfg.tls)?) } else { None };
         Ok(Settings { config, tls })
+    }
+
+    /// The same for each host of the URL alone.
+    pub(crate) fn each(&self) -> Vec<Settings> {
+        let one = |config| Settings { config, tls: self.tls.clone() };
+        hosts::entries(&self.config).into_iter().map(one).collect()
     }
 
     /// Entries in the list of hosts.

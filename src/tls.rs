@@ -2,6 +2,8 @@
 //!
 //! The crypto provider is named here, so nothing depends on a process-wide default having been installed.
 
+pub mod peer;
+
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -14,6 +14,7 @@
 mod check;
 mod cursor;
 mod demo;
+mod doctor;
 mod install;
 mod maintain;
 mod parked;
@@ -58,6 +59,8 @@ enum Command {
     Install(install::Args),
     /// Check configuration, database and broker, and say what is wrong
     Check,
+    /// Examine both servers, read-only: what is wrong, where, and what to do about it
+    Doctor(doctor::Args),
     /// Run the relay; `source.mode` says whether it streams or polls
     Run(run::Args),
     /// Show where the pipeline stands
@@ -137,6 +140,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Install(args) => install::run(&context, &args).await,
         Command::Check => Box::pin(check::run(&context)).await,
+        Command::Doctor(args) => Box::pin(doctor::run(&context, &args)).await,
         Command::Run(args) => Box::pin(run::run(&context, &args)).await,
         Command::Status(args) => status::run(&context, &args).await,
         Command::Publish(args) => publish::run(&context, *args).await,
@@ -189,6 +193,7 @@ mod tests {
         for line in [
             "install --print",
             "check",
+            "doctor --json --strict --long-transaction 1m --horizon-age 100 --rows 5",
             "run --until-idle --from now",
             "--config x.toml status --json",
             "status --config x.toml",
@@ -225,6 +230,8 @@ mod tests {
         assert_eq!(code(&["publish", "order", "1", "placed", "{}", "--delete"]), is(USAGE));
         assert_eq!(code(&["run", "--from", "yesterday"]), is(USAGE));
         for line in [
+            "doctor --long-transaction soon",
+            "doctor --rows -1",
             "parked retry",
             "parked retry --all --reason nack",
             "parked retry --key order",

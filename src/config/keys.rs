@@ -236,7 +236,7 @@ pub(super) const KEYS: &[Key] = &[
     bare(
         "rabbitmq.management_url",
         Kind::Secret("a URL such as http://user:password@host:15672"),
-        "Management API, so that `check` can look at bindings; without it they read `not examined`.",
+        "Management API, so that `doctor` can look at bindings, queues, alarms and permissions; without it they read `not examined`.",
     ),
     bare("rabbitmq.management_url_file", Kind::File, "File that holds `rabbitmq.management_url`."),
     key(

@@ -179,7 +179,7 @@ pub struct Rabbitmq {
     pub confirm_timeout: Duration,
     /// TLS.
     pub tls: Tls,
-    /// Management API, for `check` and `doctor`.
+    /// Management API, for `doctor`.
     pub management_url: Option<SecretString>,
     /// Queues that `declare = "create"` makes and `"check"` looks for.
     pub queues: Vec<Queue>,

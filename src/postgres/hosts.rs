@@ -110,21 +110,43 @@ async fn open(settings: &Settings, config: &Config) -> Result<(Client, Guard), t
     }
 }
 
+/// Each entry of the list of hosts as the only one. A list that does not fit together stays as it is.
+pub(super) fn entries(config: &Config) -> Vec<Config> {
+    let Some(count) = count(config) else { return vec![config.clone()] };
+    let entry = |i: usize| {
+        let mut only = single(config, config.get_hosts().get(i), port(config, i));
+        config.get_hostaddrs().get(i).map(|address| only.hostaddr(*address));
+        only
+    };
+    (0..count).map(entry).collect()
+}
+
+/// Entries of the list; `None` where hosts, addresses and ports do not fit together.
+fn count(config: &Config) -> Option<usize> {
+    let (hosts, addresses, ports) =
+        (config.get_hosts().len(), config.get_hostaddrs().len(), config.get_ports().len());
+    let count = hosts.max(addresses);
+    let fits = |len: usize| len == count || len == 0;
+    (count > 0 && fits(hosts) && fits(addresses) && (fits(ports) || ports == 1)).then_some(count)
+}
+
+fn port(config: &Config, i: usize) -> u16 {
+    let ports = config.get_ports();
+    ports.get(i).or(ports.first()).copied().unwrap_or(5432)
+}
+
 /// Every address of every host, in the order of the list (`load_balance_hosts=random`: in none).
 ///
 /// A name that cannot be looked up stays a name, and a list that does not fit together stays as it is: the client says
 /// what is wrong with them.
 async fn servers(config: &Config) -> Vec<Server> {
-    let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
-    let count = hosts.len().max(addresses.len());
-    let fits = |len: usize| len == count || len == 0;
-    if count == 0 || !fits(hosts.len()) || !fits(addresses.len()) || !(fits(ports.len()) || ports.len() == 1)
-    {
+    let Some(count) = count(config) else {
         return vec![Server { config: config.clone(), at: String::new() }];
-    }
+    };
+    let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
     let limit = if count == 1 { CONNECT_TIMEOUT } else { HURRIED_TIMEOUT };
     let looking_up = (0..count).map(async |i| {
-        let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
+        let port = port(config, i);
         let only = single(config, hosts.get(i), port);
         let found = match (addresses.get(i), hosts.get(i)) {
             (Some(address), _) => vec![*address],
@@ -210,6 +232,19 @@ mod tests {
         let mut first = std::collections::HashSet::new();
         while first.len() < 2 {
             first.insert(listed(random).await.swap_remove(0));
+        }
+    }
+
+    #[test]
+    fn each_entry_alone() {
+        let entries = |url: &str| entries(&url.parse().unwrap());
+        let two = entries("postgres://u@a:1,b:2/d");
+        assert_eq!(two.len(), 2);
+        assert_eq!((two[1].get_hosts().len(), two[1].get_ports()), (1, &[2][..]));
+        let addressed = entries("host=a,b hostaddr=127.0.0.1,127.0.0.2 user=u");
+        assert_eq!(addressed[1].get_hostaddrs(), ["127.0.0.2".parse::<std::net::IpAddr>().unwrap()]);
+        for url in ["user=u", "host=a,b hostaddr=127.0.0.1"] {
+            assert_eq!(entries(url), [url.parse().unwrap()], "{url}");
         }
     }
 

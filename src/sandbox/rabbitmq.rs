@@ -1,8 +1,8 @@
 //! A private RabbitMQ (3.10 and newer).
 //!
 //! It shares nothing with an installed broker: own node name, epmd, distribution port, cookie, data and log
-//! directories, no plugins, no configuration from `/etc`. The Erlang VM leads its own process group; epmd is a second
-//! one, so that it neither is left behind nor serves another node. See
+//! directories, no plugins (but for management, if asked for), no configuration from `/etc`. The Erlang VM leads its own
+//! process group; epmd is a second one, so that it neither is left behind nor serves another node. See
 //! <https://www.rabbitmq.com/docs/configure#supported-environment-variables>.
 
 use std::path::{Path, PathBuf};
@@ -34,11 +34,19 @@ pub struct RabbitmqOptions {
     pub tls: Option<ServerTls>,
     /// Scheduler threads of the Erlang VM.
     pub schedulers: u8,
+    /// The management plugin with its HTTP API (a start takes about 2 s longer).
+    pub management: bool,
 }
 
 impl Default for RabbitmqOptions {
     fn default() -> Self {
-        RabbitmqOptions { memory_watermark: "1GiB".to_owned(), config: Vec::new(), tls: None, schedulers: 2 }
+        RabbitmqOptions {
+            memory_watermark: "1GiB".to_owned(),
+            config: Vec::new(),
+            tls: None,
+            schedulers: 2,
+            management: false,
+        }
     }
 }
 
@@ -53,6 +61,7 @@ pub struct Rabbitmq {
     node: String,
     port: u16,
     tls_port: Option<u16>,
+    management_port: Option<u16>,
     dist_port: u16,
     schedulers: u8,
 }
@@ -104,9 +113,26 @@ impl Rabbitmq {
         let home = Home::new(Account::unprivileged(&["rabbitmq"])?)?;
         let (port, dist_port) = (free_port()?, free_port()?);
         let tls_port = options.tls.as_ref().map(|_| free_port()).transpose()?;
-        write_files(&home, options, &site.cookie, port, tls_port)?;
+        let management_port = options.management.then(free_port).transpose()?;
+        write_files(
+            &home,
+            options,
+            &site.cookie,
+            Ports { plain: port, tls: tls_port, management: management_port },
+        )?;
         let schedulers = options.schedulers;
-        Ok(Rabbitmq { group: None, site, home, scripts, node, port, tls_port, dist_port, schedulers })
+        Ok(Rabbitmq {
+            group: None,
+            site,
+            home,
+            scripts,
+            node,
+            port,
+            tls_port,
+            management_port,
+            dist_port,
+            schedulers,
+        })
     }
 
     /// The node's name, as `rabbitmqctl` knows it.
@@ -132,6 +158,12 @@ impl Rabbitmq {
     /// Port of the TLS listener.
     pub fn tls_port(&self) -> Option<u16> {
         self.tls_port
+    }
+
+    /// URL of the management API with the user `guest`, where [`RabbitmqOptions::management`] asked for it. It answers a
+    /// moment after the broker does.
+    pub fn management_url(&self) -> Option<String> {
+        self.management_port.map(|port| format!("http://guest:guest@127.0.0.1:{port}"))
     }
 
     /// The broker's own directory, gone when it is dropped.
@@ -354,25 +386,32 @@ pub(super) fn node_name() -> String {
     format!("sc-{:016x}@localhost", fastrand::u64(..))
 }
 
+/// Where a node listens.
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    plain: u16,
+    tls: Option<u16>,
+    management: Option<u16>,
+}
+
 fn write_files(
     home: &Home,
     options: &RabbitmqOptions,
     cookie: &str,
-    port: u16,
-    tls_port: Option<u16>,
+    ports: Ports,
 ) -> Result<(), SandboxError> {
     for dir in ["mnesia", "log", "generated"] {
         home.mkdir(dir)?;
     }
     let mut lines = vec![
-        format!("listeners.tcp.1 = 127.0.0.1:{port}"),
+        format!("listeners.tcp.1 = 127.0.0.1:{}", ports.plain),
         "loopback_users = none".to_owned(),
         format!("vm_memory_high_watermark.absolute = {}", options.memory_watermark),
         "disk_free_limit.absolute = 50MB".to_owned(),
         "log.console = false".to_owned(),
         "log.file.level = info".to_owned(),
     ];
-    if let (Some(tls), Some(tls_port)) = (&options.tls, tls_port) {
+    if let (Some(tls), Some(tls_port)) = (&options.tls, ports.tls) {
         lines.push(format!("listeners.ssl.1 = 127.0.0.1:{tls_port}"));
         for (name, from) in [("cacertfile", &tls.ca), ("certfile", &tls.cert), ("keyfile", &tls.key)] {
             lines.push(format!("ssl_options.{name} = {}", home.copy(from, name)?.display()));
@@ -381,10 +420,16 @@ fn write_files(
         lines.push(format!("ssl_options.verify = {verify}"));
         lines.push(format!("ssl_options.fail_if_no_peer_cert = {}", tls.client_cert_required));
     }
+    let mut plugins = "";
+    if let Some(port) = ports.management {
+        plugins = "rabbitmq_management";
+        lines.push("management.tcp.ip = 127.0.0.1".to_owned());
+        lines.push(format!("management.tcp.port = {port}"));
+    }
     lines.extend(options.config.iter().cloned());
     home.write("rabbitmq.conf", lines.join("\n") + "\n", 0o600)?;
     home.write("advanced.config", "[].\n", 0o600)?;
-    home.write("enabled_plugins", "[].\n", 0o600)?;
+    home.write("enabled_plugins", format!("[{plugins}].\n"), 0o600)?;
     home.write("env.conf", "", 0o600)?;
     home.write(".erlang.cookie", cookie, 0o400)?;
     Ok(())

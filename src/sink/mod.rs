@@ -2,14 +2,17 @@
 //!
 //! `lane` owns one connection with one channel and publishes what the relay hands it; `confirm` decides what became of
 //! each message; `encode` turns a message into AMQP properties and refuses what the broker would refuse; `connect`,
-//! `topology` and `fence` are what a lane does before its first publish.
+//! `topology` and `fence` are what a lane does before its first publish. `examine` looks at the broker for `statecast doctor`, over
+//! AMQP and over the HTTP client in `management`.
 
 mod attempt;
 pub mod confirm;
 pub mod connect;
 pub mod encode;
+pub mod examine;
 pub mod fence;
 pub mod lane;
+pub mod management;
 pub mod topology;
 
 use std::time::Duration;

@@ -1,9 +1,10 @@
 //! Statecast's own state in PostgreSQL: schema, cursor, events that are set aside, chunks, retention, and the checks before a
-//! session.
+//! session. `examine` looks at all of it, and at the server, for `statecast doctor`.
 
 pub mod chunks;
 pub mod cursor;
 pub mod cursor_admin;
+pub mod examine;
 pub mod install;
 pub mod keeper;
 mod layout;

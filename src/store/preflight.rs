@@ -164,7 +164,7 @@ async fn process(client: &Client) -> Result<Option<String>, Error> {
     }))
 }
 
-async fn server(client: &Client) -> Result<i32, PreflightError> {
+pub(super) async fn server(client: &Client) -> Result<i32, PreflightError> {
     let row = client
         .query_one(
             "SELECT current_setting('server_version_num')::int, current_setting('server_version'),
@@ -206,7 +206,7 @@ pub async fn system(client: &Client) -> Result<(i64, i32), PreflightError> {
     Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
-async fn sequence(client: &Client) -> Result<i64, PreflightError> {
+pub(super) async fn sequence(client: &Client) -> Result<i64, PreflightError> {
     let row = client
         .query_opt(
             "SELECT a.attidentity::text, s.seqincrement, s.seqcache, s.seqcycle
@@ -248,7 +248,7 @@ async fn sequence(client: &Client) -> Result<i64, PreflightError> {
     Ok(row.try_get(0)?)
 }
 
-async fn privileges(client: &Client) -> Result<(), PreflightError> {
+pub(super) async fn privileges(client: &Client) -> Result<(), PreflightError> {
     let row = client
         .query_one(
             "SELECT quote_ident(current_user),

@@ -35,8 +35,14 @@ impl Authority {
 
     /// Certificate and key files.
     pub(crate) fn issue(&self, common_name: &str, hosts: &[&str]) -> (PathBuf, PathBuf) {
+        self.issue_for(common_name, hosts, 3650)
+    }
+
+    /// The same, valid for so many days and a half.
+    pub(crate) fn issue_for(&self, common_name: &str, hosts: &[&str], days: i64) -> (PathBuf, PathBuf) {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = rcgen::CertificateParams::new(hosts).unwrap();
+        params.not_after = time::OffsetDateTime::now_utc() + time::Duration::hours(days * 24 + 12);
         params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
         let key = rcgen::KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap();
