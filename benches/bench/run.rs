@@ -94,7 +94,9 @@ async fn bench() -> Result<()> {
         templates: Default::default(),
         before: Document::default(),
     };
-    for (name, run) in parts {
+    let names: Vec<&str> = parts.iter().map(|(name, _)| *name).collect();
+    for (at, (name, run)) in parts.into_iter().enumerate() {
+        say!("{}", ahead(&names, at, &document, bench.plan.limit.saturating_sub(began.elapsed())));
         let mut section = Section {
             began: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
             quick: scale == Scale::Quick,
@@ -117,6 +119,20 @@ async fn bench() -> Result<()> {
     }
     say!("{} s; {}", began.elapsed().as_secs(), goals::summary(&document));
     Ok(())
+}
+
+/// Which section of how many, and how long it all may still take: as long as last time, or else what the plan allows at most.
+pub(crate) fn ahead(names: &[&str], at: usize, before: &Document, most: Duration) -> String {
+    let took = |name: &&str| {
+        let section = before.sections.get(*name)?;
+        (section.status == Status::Measured).then_some(section.took_s)
+    };
+    let rest = &names[at.min(names.len())..];
+    let left = match rest.iter().map(took).sum::<Option<f64>>() {
+        Some(seconds) => format!("about {:.0} min left, as last time", seconds / 60.0),
+        None => format!("{} min left at most", most.as_secs().div_ceil(60)),
+    };
+    format!("section {} of {}: {}; {left}", at + 1, names.len(), rest.first().unwrap_or(&"none"))
 }
 
 /// Runs one part to its end, its limit or a signal; `true`: a signal.

@@ -29,6 +29,7 @@ mod usage;
 
 #[path = "tests"]
 mod tests {
+    mod ahead;
     mod goals;
     mod histogram;
     mod plot;

@@ -18,11 +18,13 @@ mod doctor;
 mod install;
 mod maintain;
 mod parked;
+mod progress;
 mod publish;
 mod reading;
 mod run;
 mod status;
 mod tail;
+mod top;
 
 use std::ffi::OsString;
 use std::io;
@@ -65,6 +67,8 @@ enum Command {
     Run(run::Args),
     /// Show where the pipeline stands
     Status(status::Args),
+    /// Watch the pipeline: rates, latency, what waits and why, as it changes
+    Top(Box<top::Args>),
     /// Write one event to the outbox
     Publish(Box<publish::Args>),
     /// Print events as they are committed, or the messages of a queue
@@ -143,6 +147,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Doctor(args) => Box::pin(doctor::run(&context, &args)).await,
         Command::Run(args) => Box::pin(run::run(&context, &args)).await,
         Command::Status(args) => status::run(&context, &args).await,
+        Command::Top(args) => Box::pin(top::run(&context, &args)).await,
         Command::Publish(args) => publish::run(&context, *args).await,
         Command::Tail(args) => Box::pin(tail::run(&context, &args)).await,
         Command::Cursor(command) => cursor::run(&context, &command).await,
@@ -209,7 +214,10 @@ mod tests {
             "parked show 01890a5d-ac96-774b-bcce-b302099a8057 --payload",
             "parked retry --id 01890a5d-ac96-774b-bcce-b302099a8057 --id 01890a5d-ac96-774b-bcce-b302099a8058",
             "parked retry --all --dry-run --why fixed",
+            "parked retry --all --wait",
+            "parked discard --all --why x --wait",
             "parked discard --type order --reason too_large --state parked --older-than 7d --why obsolete",
+            "top --once --interval 500ms --metrics http://a:9465 --metrics http://b:9465/metrics",
             "maintain",
             "demo --keep --seconds 5",
         ] {
@@ -239,8 +247,11 @@ mod tests {
             "parked retry --older-than soon",
             "parked discard --all",
             "parked discard --why x",
+            "parked retry --all --wait --dry-run",
             "parked list --limit -1",
             "parked show 4711",
+            "top --interval 1ms",
+            "top --metrics a:9465",
         ] {
             assert_eq!(code(&line.split(' ').collect::<Vec<_>>()), is(USAGE), "{line}");
         }

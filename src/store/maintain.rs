@@ -44,6 +44,24 @@ impl Default for Patience {
     }
 }
 
+/// What [`maintain_told`] begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Chunks before the tail.
+    Chunks,
+    /// A check that gives a filled tail an upper bound: this try of it.
+    Bound(u32),
+    /// Reads the whole tail.
+    Validate(u32),
+    /// The tail becomes a chunk: this try of it.
+    Swap(u32),
+    /// Chunks that are settled and old.
+    Retention,
+}
+
+/// Who is told.
+pub type Told<'a> = &'a (dyn Fn(Step) + Send + Sync);
+
 /// What [`maintain`] did and found.
 #[derive(Clone, Debug)]
 pub struct MaintainReport {
@@ -74,13 +92,27 @@ pub async fn maintain_with(
     retention: &Retention,
     patience: Patience,
 ) -> Result<MaintainReport, UpkeepError> {
+    maintain_told(client, retention, patience, &|_| ()).await
+}
+
+/// [`maintain_with`], which tells each step as it begins.
+///
+/// # Errors
+///
+/// As [`maintain`].
+pub async fn maintain_told(
+    client: &Client,
+    retention: &Retention,
+    patience: Patience,
+    told: Told<'_>,
+) -> Result<MaintainReport, UpkeepError> {
     if !enter(client).await? {
         let mut chunks = chunks::chunk_state(client).await?;
         chunks.postponed = Some(Postponed::Elsewhere);
         let retention = RetentionReport { postponed: chunks.postponed, ..RetentionReport::default() };
         return Ok(MaintainReport { chunks, retention, swapped: None });
     }
-    let done = maintain_locked(client, retention, patience).await;
+    let done = maintain_locked(client, retention, patience, told).await;
     leave(client).await?;
     done
 }
@@ -89,14 +121,17 @@ async fn maintain_locked(
     client: &Client,
     retention: &Retention,
     patience: Patience,
+    told: Told<'_>,
 ) -> Result<MaintainReport, UpkeepError> {
+    told(Step::Chunks);
     let mut chunks = chunks::ensure_locked(client, retention.chunk_rows).await?;
     let mut swapped = None;
     let reached = chunks.tail().filter(|_| chunks.tail_rows).map(|tail| (tail.table.clone(), tail.lo));
     if let Some((table, lo)) = reached {
-        swapped = Some((lo, swap(client, &table, lo, chunks.last_seq, patience).await?));
+        swapped = Some((lo, swap(client, &table, lo, chunks.last_seq, patience, told).await?));
         chunks = chunks::ensure_locked(client, retention.chunk_rows).await?;
     }
+    told(Step::Retention);
     let retention = retention::retain_locked(client, retention).await?;
     Ok(MaintainReport { chunks, retention, swapped })
 }
@@ -108,6 +143,7 @@ async fn swap(
     lo: i64,
     last_seq: i64,
     patience: Patience,
+    told: Told<'_>,
 ) -> Result<i64, UpkeepError> {
     let (hi, fresh) = match left_by_an_earlier_run(client, table).await? {
         // Far enough for the inserts that come while it is used.
@@ -122,13 +158,19 @@ async fn swap(
              ALTER TABLE statecast.{table} ADD CONSTRAINT {check} CHECK (seq >= {lo} AND seq < {hi}) NOT VALID;
              COMMIT"
         );
-        exclusively(client, "bound the tail by a check", &sql, patience).await?;
+        exclusively(client, "bound the tail by a check", &sql, patience, &|attempt| {
+            told(Step::Bound(attempt))
+        })
+        .await?;
     }
     let sql = format!(
         "SET statement_timeout = 0; ALTER TABLE statecast.{table} VALIDATE CONSTRAINT {check};
          SET statement_timeout = '10s'"
     );
-    exclusively(client, "validate the tail's check", &sql, patience).await?;
+    exclusively(client, "validate the tail's check", &sql, patience, &|attempt| {
+        told(Step::Validate(attempt))
+    })
+    .await?;
     // Parent before leaf, as inserts do. The whole is one message, so no round trip passes under the lock.
     let sql = format!(
         "{BRIEFLY}
@@ -139,7 +181,7 @@ async fn swap(
          ALTER TABLE statecast.{table} RENAME TO outbox_{lo};
          COMMIT"
     );
-    exclusively(client, "swap the tail", &sql, patience).await?;
+    exclusively(client, "swap the tail", &sql, patience, &|attempt| told(Step::Swap(attempt))).await?;
     tracing::info!(lo, hi, "the outbox's tail is a chunk now");
     Ok(hi)
 }
@@ -168,8 +210,10 @@ async fn exclusively(
     doing: &'static str,
     sql: &str,
     patience: Patience,
+    begins: &(dyn Fn(u32) + Send + Sync),
 ) -> Result<(), UpkeepError> {
     for attempt in 1..=patience.tries.max(1) {
+        begins(attempt);
         let Err(error) = client.batch_execute(sql).await else {
             return Ok(());
         };

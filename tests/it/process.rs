@@ -77,6 +77,21 @@ impl Invocation {
         command
     }
 
+    /// The command for a pseudo-terminal, which becomes its controlling terminal.
+    pub fn terminal_command(&self) -> Command {
+        let plain = self.command();
+        let mut command = Command::new("setsid");
+        command.arg("--ctty").arg(plain.get_program()).args(plain.get_args());
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
+        command
+    }
+
     /// Runs it in the background.
     pub fn start(&self) -> Relay {
         let dir = tempfile::tempdir().unwrap();
@@ -124,6 +139,11 @@ impl Relay {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where its probes and metrics are.
+    pub fn http(&self) -> SocketAddr {
+        self.http
     }
 
     /// SIGTERM.

@@ -2,25 +2,53 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use tokio_postgres::Client;
 
+use super::super::progress::Progress;
 use super::super::{Context, Usage, connect};
 use super::{Discard, LIMIT, Retry, Select, print};
 use crate::config::Config;
 use crate::contract::Act;
 use crate::store::cursor_admin::leader;
+use crate::store::parked::counts::open;
 use crate::store::parked::people::{self, Request, Requested};
 use crate::store::schema::require_schema;
 
+/// Between two looks at what the leader has done.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Nothing moved for so long: whatever keeps the leader, waiting longer does not show it.
+const STILL_MAX: Duration = Duration::from_secs(60);
+
+/// What happens to the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// Nothing is written.
+    Rehearse,
+    Ask,
+    /// And it is waited for.
+    Wait,
+}
+
+impl How {
+    fn of(dry_run: bool, wait: bool) -> How {
+        match (dry_run, wait) {
+            (true, _) => How::Rehearse,
+            (false, true) => How::Wait,
+            (false, false) => How::Ask,
+        }
+    }
+}
+
 pub(super) async fn retry(context: &Context, args: &Retry) -> anyhow::Result<()> {
     let why = args.why.as_deref();
-    run(context, &args.select, Act::Retry, why, args.dry_run).await
+    run(context, &args.select, Act::Retry, why, How::of(args.dry_run, args.wait)).await
 }
 
 pub(super) async fn discard(context: &Context, args: &Discard) -> anyhow::Result<()> {
-    run(context, &args.select, Act::Discard, Some(&args.why), args.dry_run).await
+    run(context, &args.select, Act::Discard, Some(&args.why), How::of(args.dry_run, args.wait)).await
 }
 
 async fn run(
@@ -28,7 +56,7 @@ async fn run(
     select: &Select,
     act: Act,
     why: Option<&str>,
-    dry_run: bool,
+    how: How,
 ) -> anyhow::Result<()> {
     let said = select.said();
     if said.is_empty() {
@@ -40,7 +68,7 @@ async fn run(
     let config = context.load()?;
     let (mut client, _guard) = connect(&config, "parked").await?;
     require_schema(&client).await?;
-    if dry_run {
+    if how == How::Rehearse {
         return rehearse(&client, &config, select, act).await;
     }
     let (selector, actor) = (select.selector(), actor());
@@ -59,6 +87,39 @@ async fn run(
         |leader| format!("the leader ({leader}) acts on it within a second or so"),
     );
     writeln!(io::stdout(), "{line}")?;
+    match how {
+        How::Wait => wait(&client, &config.name, act).await,
+        How::Rehearse | How::Ask => Ok(()),
+    }
+}
+
+/// Until the leader has done what was asked for, by anybody.
+async fn wait(client: &Client, pipeline: &str, act: Act) -> anyhow::Result<()> {
+    let total = open(client, pipeline, act).await?;
+    let mut progress = Progress::new(total.try_into().unwrap_or_default());
+    let (mut left, mut moved) = (total, Instant::now());
+    while left > 0 {
+        progress.at((total - left).try_into().unwrap_or_default(), "events done by the leader");
+        if moved.elapsed() > STILL_MAX {
+            drop(progress);
+            let (verb, left, still) = (verb(act), events(left), STILL_MAX.as_secs());
+            bail!(
+                "the leader has not moved for {still} s with {left} left to {verb}: they stay asked for; \
+                 see `statecast status` and `statecast parked list`"
+            );
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let now = open(client, pipeline, act).await?;
+        if now != left {
+            (left, moved) = (now, Instant::now());
+        }
+    }
+    drop(progress);
+    let refused = match act {
+        Act::Retry => ": what the broker refused again is in `statecast parked list`",
+        Act::Discard => "",
+    };
+    writeln!(io::stdout(), "the leader is done{refused}")?;
     Ok(())
 }
 

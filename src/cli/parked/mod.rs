@@ -125,6 +125,9 @@ pub(super) struct Retry {
     /// List what would be asked for, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Wait until the leader has done it, and show how far it is. Exit code 1 if nothing moves for a minute
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
 }
 
 /// Options of `discard`.
@@ -138,6 +141,9 @@ pub(super) struct Discard {
     /// List what would be given up, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Wait until the leader has done it, and show how far it is. Exit code 1 if nothing moves for a minute
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
 }
 
 /// A type has no colon; an id may.

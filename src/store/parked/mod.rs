@@ -17,6 +17,7 @@
 //! that were discarded and passed, and its `confirmed` all others that it has passed.
 
 pub mod changes;
+pub mod counts;
 pub mod people;
 pub mod recall;
 pub mod requests;
