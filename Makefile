@@ -19,10 +19,10 @@ RUST_MIN := 1.95
 PROFILE := $(if $(RELEASE),--release,)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench lint build deps toolchain
+.PHONY: help demo test chaos e2e bench chart lint build deps toolchain
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: toolchain ## Install what is missing, start private servers, watch events arrive
 	@sh .ci/deps demo
@@ -36,8 +36,16 @@ chaos: deps ## Rounds of random faults (about 8 s each) and the tests too long f
 	  -- --ignored --nocapture --test-threads=1 chaos_of_many_rounds chaos::broker::cluster wal_silent_source \
 	  queues_of_a_cluster
 
+e2e: toolchain ## Install what is missing, and try alerts and dashboards in a real Prometheus (4 minutes)
+	@sh .ci/deps e2e
+	$(CARGO) test --locked --all-features --test e2e -- --ignored --nocapture --test-threads=1
+
 bench: deps ## Measure everything beside its limits and write docs/benchmark.md (a little more than an hour)
 	QUICK="$(QUICK)" ONLY="$(ONLY)" CASE="$(CASE)" SEED="$(SEED)" $(CARGO) bench --locked --features sandbox --bench bench
+
+chart: toolchain ## Check the Helm chart, rules and dashboards; with helm, kubeconform and promtool if they are installed
+	$(CARGO) test --locked --all-features --test chart
+	@sh .ci/chart
 
 lint: toolchain ## Format, clippy and rustdoc, warnings as errors; cargo-deny if it is installed
 	$(CARGO) fmt --all --check

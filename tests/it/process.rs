@@ -63,6 +63,11 @@ impl Invocation {
         replica.with("STATECAST_HTTP__LISTEN", &http.to_string())
     }
 
+    /// Where its probes and metrics answer.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_statecast"));
         command.args(&self.arguments).stdin(Stdio::null());
