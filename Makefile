@@ -36,7 +36,7 @@ chaos: deps ## Rounds of random faults (about 8 s each) and the tests too long f
 	  -- --ignored --nocapture --test-threads=1 chaos_of_many_rounds chaos::broker::cluster wal_silent_source \
 	  queues_of_a_cluster
 
-e2e: toolchain ## Install what is missing, and try alerts and dashboards in a real Prometheus (4 minutes)
+e2e: toolchain ## Install what is missing, and try alerts and dashboards in a real Prometheus, the console in a real browser (5 minutes)
 	@sh .ci/deps e2e
 	$(CARGO) test --locked --all-features --test e2e -- --ignored --nocapture --test-threads=1
 

@@ -11,12 +11,14 @@
 //!
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
 //! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `finding`, `reached`,
-//! `health`, `metrics` and `switches` are leaves that any of them may use.
+//! `health`, `metrics`, `confirmed` and `switches` are leaves that any of them may use.
 
 pub mod app;
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod confirmed;
+pub mod console;
 pub mod contract;
 pub mod event;
 pub mod event_row;

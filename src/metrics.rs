@@ -14,6 +14,8 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::confirmed::Confirmed;
+
 /// Content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -69,6 +71,8 @@ pub struct Metrics {
     pub wal_lag_seconds: Gauge,
     /// `wal_retained_bytes`.
     pub wal_retained_bytes: IntGauge,
+    /// `wal_retain_max_bytes`: the limit of `wal_retained_bytes`, as configured.
+    pub wal_retain_max_bytes: IntGauge,
     /// `wal_missed_total`.
     pub wal_missed: IntCounter,
     /// `wal_spill_bytes_total`.
@@ -77,8 +81,12 @@ pub struct Metrics {
     pub outbox_chunks: IntGauge,
     /// `outbox_bytes`.
     pub outbox_bytes: IntGauge,
+    /// `outbox_max_size_bytes`: what retention keeps `outbox_bytes` under, as configured.
+    pub outbox_max_size_bytes: IntGauge,
     /// `tls_not_after_seconds`.
     pub tls_not_after_seconds: Gauge,
+    /// The last confirmed events, one by one: for the console, not for Prometheus.
+    pub confirmed: Confirmed,
 }
 
 /// `events_read_total{via}`.
@@ -190,6 +198,11 @@ impl Metrics {
                 "How long the stream has been behind what was committed.",
             )?,
             wal_retained_bytes: gauge(r, "wal_retained_bytes", "WAL that the stream's slot retains.")?,
+            wal_retain_max_bytes: gauge(
+                r,
+                "wal_retain_max_bytes",
+                "`source.wal.retain_max`: with more, the stream is dropped.",
+            )?,
             wal_missed: counter(
                 r,
                 "wal_missed_total",
@@ -198,11 +211,17 @@ impl Metrics {
             wal_spill_bytes: counter(r, "wal_spill_bytes_total", "Bytes that decoding wrote to disk.")?,
             outbox_chunks: gauge(r, "outbox_chunks", "Chunks of the outbox that are attached.")?,
             outbox_bytes: gauge(r, "outbox_bytes", "Size of the outbox with its indexes.")?,
+            outbox_max_size_bytes: gauge(
+                r,
+                "outbox_max_size_bytes",
+                "`retention.max_size`: above it, settled chunks are dropped.",
+            )?,
             tls_not_after_seconds: seconds(
                 r,
                 "tls_not_after_seconds",
                 "Unix time at which the first of the configured certificates ends; 0 without one.",
             )?,
+            confirmed: Confirmed::default(),
             registry,
         })
     }

@@ -98,7 +98,7 @@ impl Setup {
         let log = tempfile::NamedTempFile::new()?;
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         let mut command = self.process(&arguments);
-        command.env("STATECAST_HTTP__LISTEN", http.to_string());
+        command.env("STATECAST_HTTP__LISTEN", http.to_string()).env("STATECAST_CONSOLE__LISTEN", "off");
         command.stdout(Stdio::null()).stderr(File::create(log.path())?);
         let child = command.spawn().context("start the relay")?;
         Ok(Relay { child, log, http })

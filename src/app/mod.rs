@@ -63,6 +63,7 @@ pub async fn run(context: Context, stop: CancellationToken) -> Result<(), Sessio
     let mut pauses = back_off();
     let mut careful = false;
     set_tls_expiry(&context);
+    set_limits(&context);
     loop {
         let began = Instant::now();
         let ended = session::run(&context, &mut ledger, careful, &stop).await;
@@ -112,6 +113,14 @@ fn set_tls_expiry(context: &Context) {
     }
 }
 
+/// Alerts compare sizes with what is configured.
+fn set_limits(context: &Context) {
+    let (config, metrics) = (&context.config, &context.metrics);
+    let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    metrics.wal_retain_max_bytes.set(gauge(config.source.wal.retain_max));
+    metrics.outbox_max_size_bytes.set(gauge(config.retention.max_size));
+}
+
 fn back_off() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_jitter()
@@ -129,5 +138,23 @@ mod tests {
     #[test]
     fn pauses_are_bounded() {
         assert!(back_off().take(100).all(|pause| pause >= BACK_OFF_MIN && pause <= BACK_OFF_MAX));
+    }
+
+    #[test]
+    fn limits_are_exported_as_configured() {
+        let variables = [
+            ("STATECAST_POSTGRES__URL", "postgres://relay@db:5432/app"),
+            ("STATECAST_RABBITMQ__URLS", "amqp://relay@mq"),
+            ("STATECAST_SOURCE__WAL__RETAIN_MAX", "64MiB"),
+            ("STATECAST_RETENTION__MAX_SIZE", "3MiB"),
+        ];
+        let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let config = Arc::new(crate::config::load(None, variables).unwrap());
+        let (metrics, health) = (Metrics::new("test"), Health::new());
+        let context = Context { config, options: Options::default(), metrics, health };
+        set_limits(&context);
+        let text = context.metrics.encode();
+        assert!(text.contains("statecast_wal_retain_max_bytes{pipeline=\"test\"} 67108864"), "{text}");
+        assert!(text.contains("statecast_outbox_max_size_bytes{pipeline=\"test\"} 3145728"), "{text}");
     }
 }

@@ -23,14 +23,19 @@ const RETENTION_ROUNDS: u32 = 6;
 /// Starts the housekeeping of one session; `over` ends it.
 pub fn spawn(context: &Context, over: CancellationToken) {
     let context = context.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            () = over.cancelled() => {}
-            () = housekeeping(&context) => {}
-        }
-        context.health.clear_reason("chunks");
-        context.health.clear_reason("retention");
-    });
+    tokio::spawn(async move { until(&context, &over).await });
+}
+
+/// Afterwards nothing is known: figures that stand still would be alarmed about for as long as another process leads.
+async fn until(context: &Context, over: &CancellationToken) {
+    tokio::select! {
+        () = over.cancelled() => {}
+        () = housekeeping(context) => {}
+    }
+    context.health.clear_reason("chunks");
+    context.health.clear_reason("retention");
+    context.metrics.outbox_chunks.set(0);
+    context.metrics.outbox_bytes.set(0);
 }
 
 async fn housekeeping(context: &Context) {
@@ -102,5 +107,33 @@ fn report(context: &Context, state: &ChunkState) {
         context.health.clear_reason("chunks");
     } else {
         context.health.set_warning("chunks", texts.join("; "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::app::Options;
+    use crate::health::Health;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_standby_shows_no_outbox_of_its_time_as_a_leader() {
+        let variables = [
+            ("STATECAST_POSTGRES__URL", "postgres://relay@127.0.0.1:1/app"),
+            ("STATECAST_RABBITMQ__URLS", "amqp://relay@127.0.0.1:1"),
+        ];
+        let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let config = Arc::new(crate::config::load(None, variables).unwrap());
+        let (metrics, health) = (Metrics::new("test"), Health::new());
+        let context = Context { config, options: Options::default(), metrics, health };
+        context.metrics.outbox_chunks.set(3);
+        context.metrics.outbox_bytes.set(7);
+        let over = CancellationToken::new();
+        over.cancel();
+        until(&context, &over).await;
+        assert_eq!((context.metrics.outbox_chunks.get(), context.metrics.outbox_bytes.get()), (0, 0));
     }
 }

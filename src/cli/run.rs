@@ -1,4 +1,4 @@
-//! `statecast run`: the relay with its probes and metrics, until a signal.
+//! `statecast run`: the relay with its probes, metrics and console, until a signal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use crate::app::{self, Options};
 use crate::config::Config;
+use crate::console::Console;
 use crate::health::{Health, Role};
 use crate::metrics::Metrics;
+use crate::postgres::describe;
 use crate::store::cursor::Start;
-use crate::{http, logging, switches};
+use crate::{console, http, logging, switches};
 
 /// How often the runtime says that it is alive.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -52,12 +54,14 @@ pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     Ok(result?)
 }
 
-/// A relay's surroundings: probes, metrics, heartbeat.
+/// A relay's surroundings: probes, metrics, console, heartbeat.
 pub(super) struct Service {
     /// What sessions share.
     pub(super) context: app::Context,
     /// Probes and metrics.
     pub(super) http: http::Server,
+    /// The web console, unless it is off or its port cannot be had.
+    pub(super) console: Option<Console>,
     quiet: CancellationToken,
 }
 
@@ -71,6 +75,15 @@ impl Service {
         })?;
         let http = http::start(listener, health.clone(), metrics.clone(), quiet.clone())
             .context("cannot serve probes and metrics")?;
+        // A console never keeps events from flowing.
+        let console = console::start(&config, health.clone(), metrics.clone(), quiet.clone());
+        let console = console.unwrap_or_else(|error| {
+            tracing::warn!(
+                "the relay goes on without its web console: {}; give it another port (console.listen) or say \"off\"",
+                describe(&error)
+            );
+            None
+        });
         let (beating, over) = (health.clone(), quiet.clone());
         tokio::spawn(async move {
             while !over.is_cancelled() {
@@ -78,7 +91,7 @@ impl Service {
                 tokio::time::sleep(BEAT_INTERVAL).await;
             }
         });
-        Ok(Service { context: app::Context { config, options, metrics, health }, http, quiet })
+        Ok(Service { context: app::Context { config, options, metrics, health }, http, console, quiet })
     }
 
     /// Waits until the relay leads.
@@ -96,9 +109,10 @@ impl Service {
         Ok(())
     }
 
-    /// Ends probes and metrics: last, so that they can be read while the relay drains.
+    /// Ends probes, metrics and console: last, so that they can be read while the relay drains.
     pub(super) fn end(self) {
         self.quiet.cancel();
+        self.console.into_iter().for_each(Console::join);
         self.http.join();
     }
 }

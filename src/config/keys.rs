@@ -281,6 +281,19 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Text("address:port, such as 0.0.0.0:9465 or [::]:9465"),
         "Where `/live`, `/ready` and `/metrics` answer; port 0 takes a free one.",
     ),
+    key(
+        "console.listen",
+        "127.0.0.1:9466",
+        Kind::Text("address:port, such as 0.0.0.0:9466 or [::1]:9466, or off"),
+        "Where the web console answers; port 0 takes a free one, `off` is none. Beyond loopback it needs a token.",
+    ),
+    bare(
+        "console.token",
+        Kind::Secret("a secret text of at least 16 bytes without spaces"),
+        "Who has it may retry and discard events in the console, and read it from other machines.",
+    ),
+    bare("console.token_file", Kind::File, "File that holds `console.token`."),
+    key("console.show_payload", "false", Kind::Bool, "Show payloads in the console."),
     key("shutdown.grace", "20s", Kind::Duration(s(0), s(600)), "Time for unconfirmed messages after a stop."),
     key(
         "log.format",

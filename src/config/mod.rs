@@ -46,6 +46,8 @@ pub struct Config {
     pub retention: Retention,
     /// `[http]`.
     pub http: Http,
+    /// `[console]`.
+    pub console: Console,
     /// `[shutdown]`.
     pub shutdown: Shutdown,
     /// `[log]`.
@@ -279,6 +281,17 @@ pub struct Retention {
 pub struct Http {
     /// Probes and metrics.
     pub listen: SocketAddr,
+}
+
+/// `[console]`.
+#[derive(Clone, Debug)]
+pub struct Console {
+    /// Where it answers; `None`: nowhere. Beyond loopback there is a token.
+    pub listen: Option<SocketAddr>,
+    /// For acts, and for reading beyond loopback.
+    pub token: Option<SecretString>,
+    /// Payloads are shown.
+    pub show_payload: bool,
 }
 
 /// `[shutdown]`.

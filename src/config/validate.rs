@@ -12,12 +12,17 @@ use super::raw::Raw;
 use super::reader::Reader;
 use super::template::{EVENT_TYPE_MAX, SHORT_STRING_MAX};
 use super::{
-    Config, Declare, EventConfig, Format, Http, Log, LogFormat, Mode, Ordering, Poll, Postgres, Rabbitmq,
-    Relay, Retention, SecretString, Shutdown, Source, Template, Tls, TlsMode, Unroutable, Wal, queues,
+    Config, Console, Declare, EventConfig, Format, Http, Log, LogFormat, Mode, Ordering, Poll, Postgres,
+    Rabbitmq, Relay, Retention, SecretString, Shutdown, Source, Template, Tls, TlsMode, Unroutable, Wal,
+    queues,
 };
 
 const NAME_MAX: usize = 48;
 const SOURCE_MAX: usize = 512;
+/// Bytes of the console's token, at least: it is all that stands between a stranger and a discard.
+const TOKEN_MIN: usize = 16;
+/// And at most: it must fit in a request's head.
+const TOKEN_MAX: usize = 1024;
 /// PostgreSQL's NAMEDATALEN − 1.
 const IDENTIFIER_MAX: usize = 63;
 
@@ -39,6 +44,7 @@ pub(super) fn config(raw: &Raw, errors: Vec<String>) -> Result<Config, Vec<Strin
             chunk_rows: r.number("retention.chunk_rows"),
         },
         http: Http { listen: listen(r) },
+        console: console(r),
         shutdown: Shutdown { grace: r.duration("shutdown.grace") },
         log: log(r),
         name,
@@ -323,6 +329,47 @@ fn listen(r: &mut Reader<'_>) -> SocketAddr {
         r.invalid("http.listen", &text, "");
         SocketAddr::from(([127, 0, 0, 1], 0))
     })
+}
+
+fn console(r: &mut Reader<'_>) -> Console {
+    const PATH: &str = "console.listen";
+    let before = r.errors.len();
+    let token = token(r);
+    let token_is_wrong = r.errors.len() > before;
+    let text = r.text(PATH);
+    let listen = match text.trim() {
+        "off" => None,
+        text => match text.parse::<SocketAddr>() {
+            Ok(listen) => Some(listen),
+            Err(_) => {
+                r.invalid(PATH, text, "");
+                None
+            }
+        },
+    };
+    if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback())
+        && token.is_none()
+        && !token_is_wrong
+    {
+        let what = format!(
+            "{listen} can be reached from other machines, and reading there needs a token: set `console.token_file`, or listen on 127.0.0.1:9466, or say \"off\""
+        );
+        r.fail(PATH, what);
+    }
+    Console { listen, token, show_payload: r.boolean("console.show_payload") }
+}
+
+fn token(r: &mut Reader<'_>) -> Option<SecretString> {
+    let given = r.secret("console.token")?.pop()?;
+    // A browser sends it in a header.
+    let sendable = given.text.bytes().all(|byte| byte.is_ascii_graphic());
+    if !(TOKEN_MIN..=TOKEN_MAX).contains(&given.text.len()) || !sendable {
+        r.errors.push(format!(
+            "{}: takes {TOKEN_MIN} to {TOKEN_MAX} letters, digits or signs of ASCII without spaces, such as `openssl rand -hex 24` prints",
+            given.place
+        ));
+    }
+    Some(SecretString::new(given.text))
 }
 
 fn log(r: &mut Reader<'_>) -> Log {

@@ -174,7 +174,7 @@ fn short(what: &str, text: &str) -> Result<(), Invalid> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::template::Part;
     use bytes::Bytes;
@@ -195,7 +195,7 @@ pub(super) mod tests {
     }
 
     /// An event with every attribute.
-    pub(in crate::event) fn event() -> Event {
+    pub(crate) fn event() -> Event {
         Event {
             xid: 700,
             seq: 42,

@@ -30,15 +30,15 @@ use crate::metrics::Metrics;
 
 /// What a client may take.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+pub(crate) struct Limits {
     /// Time to send the head of a request.
-    head: Duration,
+    pub(crate) head: Duration,
     /// Time for a connection, from accept to the last byte.
-    connection: Duration,
+    pub(crate) connection: Duration,
     /// Connections at a time.
-    connections: usize,
+    pub(crate) connections: usize,
     /// Time for open connections after a stop.
-    stop: Duration,
+    pub(crate) stop: Duration,
 }
 
 const LIMITS: Limits = Limits {
@@ -116,7 +116,7 @@ fn start_with(
     let router = router(shared);
     let thread = std::thread::Builder::new()
         .name("statecast-http".into())
-        .spawn(move || runtime.block_on(serve(limits, listener, router, stop)))?;
+        .spawn(move || runtime.block_on(serve(limits, listener, move |_| router.clone(), stop)))?;
     tracing::info!(%addr, "probes and metrics: /live /ready /metrics");
     Ok(Server { addr, thread })
 }
@@ -130,7 +130,13 @@ fn router(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-async fn serve(limits: Limits, listener: TcpListener, router: Router, stop: CancellationToken) {
+/// Serves until `stop`; `router` makes what answers a connection from that address.
+pub(crate) async fn serve(
+    limits: Limits,
+    listener: TcpListener,
+    router: impl Fn(SocketAddr) -> Router,
+    stop: CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(limits.connections));
     let connections = TaskTracker::new();
     loop {
@@ -145,8 +151,8 @@ async fn serve(limits: Limits, listener: TcpListener, router: Router, stop: Canc
             accepted = accept => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let (router, stop) = (router.clone(), stop.clone());
+            Ok((stream, peer)) => {
+                let (router, stop) = (router(peer), stop.clone());
                 connections.spawn(async move {
                     connection(limits, stream, router, stop).await;
                     drop(slot);

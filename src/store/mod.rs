@@ -18,6 +18,7 @@ pub mod publish;
 pub mod retention;
 pub mod schema;
 pub mod status;
+pub mod story;
 pub mod tail;
 mod upkeep;
 pub mod verify;

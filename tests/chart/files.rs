@@ -20,9 +20,15 @@ pub(crate) fn json(name: &str) -> Value {
 
 /// The one document of a YAML file.
 pub(crate) fn yaml(name: &str) -> Value {
-    let documents = YamlLoader::load_from_str(&text(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut documents = documents(name, &text(name));
     assert_eq!(documents.len(), 1, "{name}");
-    value(&documents[0])
+    documents.remove(0)
+}
+
+/// All documents of a YAML text that comes from `place`.
+pub(crate) fn documents(place: &str, text: &str) -> Vec<Value> {
+    let documents = YamlLoader::load_from_str(text).unwrap_or_else(|error| panic!("{place}: {error}"));
+    documents.iter().map(value).collect()
 }
 
 /// Names of the files in a folder that end in `ending`, sorted.

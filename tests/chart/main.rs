@@ -7,5 +7,6 @@ mod dashboards;
 mod deploy;
 mod files;
 mod metrics;
+mod rendered;
 mod rules;
 mod values;

@@ -14,8 +14,16 @@ const EXAMPLES: &str = "helm/statecast/examples";
 
 /// Keys that the chart sets from other values than `config`.
 const OF_THE_CHART: [&str; 3] = ["postgres.", "rabbitmq.tls.", "http."];
-const SECRETS: [&str; 4] =
-    ["rabbitmq.urls", "rabbitmq.urls_file", "rabbitmq.management_url", "rabbitmq.management_url_file"];
+const OF_THE_CHART_BY_NAME: [&str; 8] = [
+    "rabbitmq.urls",
+    "rabbitmq.urls_file",
+    "rabbitmq.management_url",
+    "rabbitmq.management_url_file",
+    "console.listen",
+    "console.token",
+    "console.token_file",
+    "console.show_payload",
+];
 
 fn validator() -> Validator {
     jsonschema::validator_for(&files::json(SCHEMA)).unwrap()
@@ -177,6 +185,22 @@ fn wrong_values_are_refused() {
         ("http.address", json!("127.0.0.1"), json!("0.0.0.0")),
         ("http.address", json!("[::1]"), json!("[::]")),
         ("http.port", json!(80), json!(8080)),
+        ("console.enabled", json!(true), json!(false)),
+        (
+            "console",
+            json!({ "enabled": true, "token": { "secret": "" } }),
+            json!({ "enabled": true, "token": { "secret": "orders-console" } }),
+        ),
+        ("console.showPayload", json!("yes"), json!(true)),
+        ("command.args", json!(["run"]), json!(["cursor", "rebase", "--yes"])),
+        ("command.args", json!("cursor show"), json!(["cursor", "show"])),
+        // As helm reads null: without the default.
+        ("podSecurityContext", json!(null), json!({})),
+        ("podSecurityContext.runAsNonRoot", json!(null), json!(true)),
+        ("securityContext", json!(null), json!({})),
+        ("securityContext.allowPrivilegeEscalation", json!(null), json!(false)),
+        ("securityContext.capabilities", json!(null), json!({ "drop": ["ALL"] })),
+        ("securityContext.capabilities.drop", json!(["NET_RAW"]), json!(["ALL", "NET_RAW"])),
         ("podSecurityContext.runAsNonRoot", json!(false), json!(true)),
         ("podSecurityContext.runAsUser", json!(0), json!(1000)),
         ("securityContext.allowPrivilegeEscalation", json!(true), json!(false)),
@@ -196,6 +220,11 @@ fn wrong_values_are_refused() {
             "extraEnv",
             json!([{ "name": "STATECAST_POSTGRES__URL", "value": "x" }]),
             json!([{ "name": "SSL_CERT_FILE", "value": "x" }]),
+        ),
+        (
+            "extraEnv",
+            json!([{ "name": "STATECAST_CONSOLE__TOKEN", "value": "0123456789abcdef" }]),
+            json!([{ "name": "STATECAST_LOG__LEVEL", "value": "debug" }]),
         ),
         (
             "extraEnv",
@@ -279,7 +308,7 @@ fn config_takes_the_keys_of_the_configuration() {
         (cells[0].trim_matches(|c| c == '|' || c == ' ' || c == '`'), cells[2])
     });
     let of_the_chart =
-        |key: &str| OF_THE_CHART.iter().any(|of| key.starts_with(of)) || SECRETS.contains(&key);
+        |key: &str| OF_THE_CHART.iter().any(|of| key.starts_with(of)) || OF_THE_CHART_BY_NAME.contains(&key);
     let documented: BTreeMap<&str, &str> = rows.filter(|(key, _)| !of_the_chart(key)).collect();
     let keys = keys_of_the_schema();
     let names = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect::<BTreeSet<String>>();

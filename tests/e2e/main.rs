@@ -1,7 +1,10 @@
-//! `make e2e`: a real Prometheus scrapes real relays, under load and in every fault that an alert is for.
+//! `make e2e`: what needs programs that `make test` does without.
 //!
-//! All tests here are ignored, so that `make test` passes over them: they take minutes, and need Debian's package
-//! `prometheus`. They evaluate the rules of `helm/statecast/rules` and every query of `helm/statecast/dashboards`.
+//! A real Prometheus scrapes real relays, under load and in every fault that an alert is for: it evaluates the rules of
+//! `helm/statecast/rules` and every query of `helm/statecast/dashboards`. A real browser uses the console.
+//!
+//! All tests here are ignored, so that `make test` passes over them: they take minutes, and need Debian's packages
+//! `prometheus`, `chromium` and `chromium-driver`.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,10 +13,13 @@
     clippy::print_stderr,
     clippy::print_stdout,
     unreachable_pub,
+    missing_docs,
     dead_code,
     reason = "tests: a panic is a failed test; the shared modules hold more than is used here"
 )]
 
+mod browser;
+mod console;
 mod faults;
 #[path = "../chart/files.rs"]
 mod files;

@@ -18,6 +18,7 @@ mod chaos;
 mod checker;
 mod chunks;
 mod cli;
+mod console;
 mod consumer;
 mod culprit;
 mod doctor;

@@ -33,6 +33,7 @@ impl Invocation {
             .with("STATECAST_RABBITMQ__URLS", &topology.url)
             .with("STATECAST_RABBITMQ__EXCHANGE", &topology.exchange)
             .with("STATECAST_HTTP__LISTEN", &http.to_string())
+            .with("STATECAST_CONSOLE__LISTEN", "off")
             .with("STATECAST_LOG__LEVEL", "info")
             .with("STATECAST_SOURCE__MODE", "poll")
     }

@@ -104,7 +104,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* Sources of the volume that holds all secrets. Takes the root and the Secret with the URL of PostgreSQL. */}}
+{{/* Sources of the volume that holds all secrets. Takes the root, the Secret with the URL of PostgreSQL, and whether it relays. */}}
 {{- define "statecast.secrets" -}}
 {{- $values := .root.Values }}
 {{- include "statecast.projection" (dict "kind" "secret" "name" .url.secret "items" (dict .url.key "postgres-url")) }}
@@ -114,11 +114,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ include "statecast.projection" (dict "kind" "secret" "name" .secret "items" (dict .key "rabbitmq-management-url")) }}
 {{- end }}
 {{- end }}
+{{- with $values.console }}
+{{- if and $.relay .enabled }}
+{{ include "statecast.projection" (dict "kind" "secret" "name" .token.secret "items" (dict .token.key "console-token")) }}
+{{- end }}
+{{- end }}
 {{- include "statecast.tlsProjections" (dict "server" "postgres" "tls" $values.postgres.tls) }}
 {{- include "statecast.tlsProjections" (dict "server" "rabbitmq" "tls" $values.rabbitmq.tls) }}
 {{- end }}
 
-{{/* What the pods of relay and Job have in common. Takes the root, the ConfigMap's name and the Secret with the URL of PostgreSQL. */}}
+{{/* What the pods of relay and Jobs have in common. Takes the root, the ConfigMap's name, the Secret with the URL of PostgreSQL, and whether it relays. */}}
 {{- define "statecast.volumes" -}}
 - name: config
   configMap:
@@ -134,7 +139,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* Takes the root, and whether it relays: only then there are probes, metrics and a console. */}}
 {{- define "statecast.container" -}}
+{{- $relay := .relay }}
+{{- with .root -}}
 image: {{ include "statecast.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext:
@@ -145,6 +153,18 @@ env:
   # A variable, since the image sets it by one, and variables win.
   - name: STATECAST_HTTP__LISTEN
     value: {{ printf "%s:%d" .Values.http.address (int .Values.http.port) | quote }}
+  {{- if and $relay .Values.console.enabled }}
+  - name: STATECAST_CONSOLE__LISTEN
+    value: {{ printf "%s:%d" .Values.http.address (int .Values.console.port) | quote }}
+  - name: STATECAST_CONSOLE__TOKEN_FILE
+    value: /run/secrets/statecast/console-token
+  - name: STATECAST_CONSOLE__SHOW_PAYLOAD
+    value: {{ .Values.console.showPayload | quote }}
+  {{- else if $relay }}
+  # By default it answers on loopback, where every container of the pod and every port-forward reads without a token.
+  - name: STATECAST_CONSOLE__LISTEN
+    value: "off"
+  {{- end }}
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -158,4 +178,73 @@ volumeMounts:
   {{- with .Values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The pod of a Job. Takes the root, the component's name, the ConfigMap's name, the Secret with the URL of PostgreSQL, and args. */}}
+{{- define "statecast.jobPod" -}}
+{{- $job := . }}
+{{- with .root -}}
+metadata:
+  labels:
+    {{- include "statecast.labels" . | nindent 4 }}
+    app.kubernetes.io/component: {{ $job.component }}
+    {{- with .Values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with .Values.install.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- /* The release's own account does not exist before the first installation. */}}
+  {{- if and (not .Values.serviceAccount.create) .Values.serviceAccount.name }}
+  serviceAccountName: {{ .Values.serviceAccount.name }}
+  {{- end }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  restartPolicy: Never
+  {{- with .Values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  securityContext:
+    {{- toYaml .Values.podSecurityContext | nindent 4 }}
+  containers:
+    - name: {{ $job.component }}
+      {{- include "statecast.container" (dict "root" . "relay" false) | nindent 6 }}
+      args:
+        {{- toYaml $job.args | nindent 8 }}
+      resources:
+        {{- toYaml .Values.resources | nindent 8 }}
+  volumes:
+    {{- include "statecast.volumes" (dict "root" . "config" $job.config "url" $job.url "relay" false) | nindent 4 }}
+  {{- with .Values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What a schema cannot see: values that do not go together. */}}
+{{- define "statecast.together" -}}
+{{- $grace := "20s" }}
+{{- with .Values.config.shutdown }}
+{{- $grace = default "20s" .grace }}
+{{- end }}
+{{- $units := dict "us" 0.000001 "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "d" 86400.0 "" 1.0 }}
+{{- $grace_s := mulf (regexFind "^[0-9]+" $grace | float64) (get $units (regexFind "[a-z]*$" $grace)) }}
+{{- if le (float64 .Values.terminationGracePeriodSeconds) $grace_s }}
+{{- fail (printf "terminationGracePeriodSeconds (%d) must be more than config.shutdown.grace (%s): a relay that is killed before its end publishes events again" (int .Values.terminationGracePeriodSeconds) $grace) }}
+{{- end }}
+{{- if and .Values.console.enabled (eq (int .Values.console.port) (int .Values.http.port)) }}
+{{- fail (printf "console.port and http.port are both %d: give one of them another" (int .Values.http.port)) }}
+{{- end }}
 {{- end }}

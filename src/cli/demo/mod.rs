@@ -58,6 +58,10 @@ pub(super) async fn run(_: &Context, args: &Args) -> anyhow::Result<()> {
     let relay = tokio::spawn(async move { crate::app::run(context, token).await });
     let metrics_url = format!("http://{}/metrics", service.http.addr);
     println!("relay running: {metrics_url}");
+    let console_url = service.console.as_ref().map(|console| format!("http://{}/", console.addr));
+    if let Some(url) = &console_url {
+        println!("web console:   {url}");
+    }
     service.wait_until_leading(START_TIMEOUT).await?;
 
     let watch = Watch::start(config).await?;
@@ -69,7 +73,7 @@ pub(super) async fn run(_: &Context, args: &Args) -> anyhow::Result<()> {
     watch.end().await;
 
     if args.keep && !stop.is_cancelled() {
-        print_whereabouts(config, &metrics_url);
+        print_whereabouts(config, &metrics_url, console_url.as_deref());
         stop.cancelled().await;
     }
     relay_stop.cancel();
@@ -102,8 +106,11 @@ fn print_summary(shop: &Shop, summary: &Summary) {
     );
 }
 
-fn print_whereabouts(config: &Arc<Config>, metrics_url: &str) {
+fn print_whereabouts(config: &Arc<Config>, metrics_url: &str, console_url: Option<&str>) {
     println!("\nstill running, until Ctrl-C:");
+    if let Some(url) = console_url {
+        println!("  console     {url}");
+    }
     println!("  metrics     {metrics_url}");
     println!("  PostgreSQL  {}", servers::without_password(config.postgres.url.expose()));
     for url in &config.rabbitmq.urls {

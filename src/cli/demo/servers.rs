@@ -79,7 +79,7 @@ fn configure(postgres: &str, urls: &str) -> anyhow::Result<Arc<Config>> {
         ("STATECAST_RABBITMQ__QUEUES", EXCHANGE),
     ];
     let given = config::environment().filter(|(name, _)| fixed.iter().all(|(fixed, _)| fixed != name));
-    let defaults = [("STATECAST_HTTP__LISTEN", "127.0.0.1:0")];
+    let defaults = [("STATECAST_HTTP__LISTEN", "127.0.0.1:0"), ("STATECAST_CONSOLE__LISTEN", "127.0.0.1:0")];
     let mut variables: Vec<(String, String)> = given.collect();
     for (name, value) in defaults {
         if variables.iter().all(|(given, _)| given != name) {

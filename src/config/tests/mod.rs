@@ -69,6 +69,8 @@ fn two_urls_are_enough() {
     assert_eq!(config.retention.max_size, 10 << 30);
     assert_eq!(config.retention.chunk_rows, 1_000_000);
     assert_eq!(config.http.listen.to_string(), "127.0.0.1:9465");
+    assert_eq!(config.console.listen.map(|listen| listen.to_string()).as_deref(), Some("127.0.0.1:9466"));
+    assert!(config.console.token.is_none() && !config.console.show_payload);
     assert_eq!(config.shutdown.grace, Duration::from_secs(20));
     assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Text, "info"));
 }

@@ -101,3 +101,28 @@ fn a_broken_file_does_not_print_its_lines() {
     let missing = load(Some(Path::new("/nonexistent.toml")), std::iter::empty()).unwrap_err().0;
     assert!(missing[0].starts_with("/nonexistent.toml: cannot be read: No such file"), "{missing:?}");
 }
+
+#[test]
+fn a_console_beyond_loopback_needs_a_token() {
+    let listen = |listen| ("STATECAST_CONSOLE__LISTEN", listen);
+    let token = |token| ("STATECAST_CONSOLE__TOKEN", token);
+    assert!(from_env(&[listen("off")]).unwrap().console.listen.is_none());
+    for loopback in ["127.0.0.1:0", "127.9.9.9:80", "[::1]:9466"] {
+        assert!(from_env(&[listen(loopback)]).unwrap().console.listen.is_some());
+    }
+    for open in ["0.0.0.0:9466", "[::]:9466", "10.0.0.1:1"] {
+        let message = one_mistake("STATECAST_CONSOLE__LISTEN", open);
+        assert!(message.contains("set `console.token_file`, or listen on 127.0.0.1:9466"), "{message}");
+        assert!(from_env(&[listen(open), token("0123456789abcdef")]).is_ok());
+    }
+    for wrong in ["", "on", "9466", "localhost:9466"].into_iter().filter(|text| !text.is_empty()) {
+        assert!(one_mistake("STATECAST_CONSOLE__LISTEN", wrong).contains("or off"), "{wrong}");
+    }
+    for wrong in ["hunter2", "hunter2 hunter2 hunter2", "hunter2-hunter2-\u{e4}"] {
+        let all = mistakes(&[listen("0.0.0.0:9466"), token(wrong)]);
+        assert_eq!(all.len(), 1, "the token alone is to blame: {all:?}");
+        assert!(!all[0].contains("hunter2") && all[0].contains("16 to 1024"), "{all:?}");
+    }
+    let printed = format!("{:?}", from_env(&[token("hunter2-hunter2-hunter2")]).unwrap());
+    assert!(!printed.contains("hunter2-hunter2"), "{printed}");
+}
