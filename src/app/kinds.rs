@@ -62,7 +62,7 @@ kinds! {
         "57P01, 57P02, 57P03 (shutdown, crash, start), 57P05, 08xxx", "closes its stream at once, so that the shutdown need not wait", "nothing, if it was meant";
     PgConnections: "postgres-connections", Transient,
         "53300 (too many connections)", "",
-        "raise `max_connections`, or `ALTER ROLE … CONNECTION LIMIT`; a leader needs four, a standby one, and two while it starts";
+        "raise `max_connections`, or `ALTER ROLE … CONNECTION LIMIT`; a leader needs four, a standby one, and two while it starts; the web console of each up to three while somebody uses it";
     PgDisk: "postgres-disk", Transient,
         "53100 (disk full)", "", "make room on the server's disk; until then nothing moves and nothing is lost";
     PgResources: "postgres-resources", Transient,

@@ -290,7 +290,7 @@ pub(super) const KEYS: &[Key] = &[
     bare(
         "console.token",
         Kind::Secret("a secret text of at least 16 bytes without spaces"),
-        "Who has it may retry and discard events in the console, and read it from other machines.",
+        "Who has it may retry and discard events in the console; once there is one, reading needs it as well.",
     ),
     bare("console.token_file", Kind::File, "File that holds `console.token`."),
     key("console.show_payload", "false", Kind::Bool, "Show payloads in the console."),

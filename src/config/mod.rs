@@ -288,7 +288,7 @@ pub struct Http {
 pub struct Console {
     /// Where it answers; `None`: nowhere. Beyond loopback there is a token.
     pub listen: Option<SocketAddr>,
-    /// For acts, and for reading beyond loopback.
+    /// For acts and, once there is one, for reading.
     pub token: Option<SecretString>,
     /// Payloads are shown.
     pub show_payload: bool,

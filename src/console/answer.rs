@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Extension;
 use axum::body::{Body, to_bytes};
@@ -13,7 +13,7 @@ use axum::response::Response;
 use tokio::time::timeout;
 
 use super::auth::{Access, Auth};
-use super::database::{Away, Database};
+use super::database::{Away, Database, begin};
 use super::form::Form;
 use super::html::Html;
 use super::live::Live;
@@ -33,7 +33,7 @@ use crate::store::story::{self as stories, Told};
 
 /// For an answer, its questions to PostgreSQL and the body of its request included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a request's body, at most: a hundred ids fit.
+/// Bytes of a request's body, at most: a hundred ids with their numbers fit.
 const BODY_MAX: usize = 16 << 10;
 /// Bytes of a search, at most.
 const QUERY_MAX: usize = 300;
@@ -45,7 +45,7 @@ pub(super) struct Site {
     metrics: Arc<Metrics>,
     auth: Auth,
     refusals: Refusals,
-    database: Database,
+    pub(super) database: Database,
     pub(super) live: Live,
 }
 
@@ -58,7 +58,7 @@ impl Site {
         let loopback = config.console.listen.is_none_or(|listen| listen.ip().is_loopback());
         metrics.confirmed.enable();
         Ok(Site {
-            auth: Auth::new(loopback, config.console.token.as_ref()),
+            auth: Auth::new(loopback, config.console.token.as_ref(), &config.name),
             refusals: Refusals::default(),
             database: Database::new(&config.postgres)?,
             live: Live::new(Arc::clone(&metrics), health, config.source.mode == Mode::Poll),
@@ -99,7 +99,7 @@ impl Site {
             _ if !reads => return not_allowed("GET, HEAD"),
             _ => {}
         }
-        match self.auth.reading(request.headers(), Instant::now()) {
+        match self.auth.reading(request.headers(), SystemTime::now()) {
             Access::Granted => {}
             access => return self.refuse(access, peer, &path),
         }
@@ -127,19 +127,13 @@ impl Site {
 
     /// Refuses to show something: a page that says why, and asks for the token where that helps.
     fn refuse(&self, access: Access, peer: SocketAddr, path: &str) -> Response {
-        if access == Access::WrongToken {
-            self.refusals.note(peer, path, Instant::now());
-        }
+        self.refusals.note(access, peer, path, Instant::now());
         if path.starts_with("/api/") {
             return refused(access);
         }
         let mut html = Html::default();
-        if access == Access::ForeignName {
-            html.raw("<p>This console listens on loopback, and was asked for by another name. Open it as ")
-                .raw("<code>http://localhost:PORT/</code> or <code>http://127.0.0.1:PORT/</code>");
-            html.raw(if self.auth.has_token() { ", or give its token.</p>" } else { ".</p>" });
-        } else if access == Access::WrongToken {
-            html.raw("<p class=\"note bad\" role=\"alert\">That is not the token.</p>");
+        if access != Access::TokenNeeded {
+            html.raw("<p class=\"note bad\" role=\"alert\">").text(access.why()).raw("</p>");
         }
         if self.auth.has_token() {
             html.raw("<form class=\"login\" method=\"post\" action=\"/login\"><label for=\"token\">Token</label>")
@@ -147,15 +141,16 @@ impl Site {
                 .raw("<button>Open the console</button></form>")
                 .raw("<p class=\"quiet\">It is what <code>console.token</code> or <code>console.token_file</code> holds.</p>");
         }
-        let status =
-            if access == Access::ForeignName { StatusCode::FORBIDDEN } else { StatusCode::UNAUTHORIZED };
-        let page = Page { bare: true, ..self.page(Place::Elsewhere, "Token needed") };
+        let status = refusal_status(access);
+        let title = if status == StatusCode::FORBIDDEN { "Refused" } else { "Token needed" };
+        let page = Page { bare: true, ..self.page(Place::Elsewhere, title) };
         challenged(page.answer(status, &html))
     }
 
     async fn log_in(&self, peer: SocketAddr, request: Request<Body>) -> Response {
+        let headers = request.headers().clone();
         let Some(form) = body(request).await else { return too_large() };
-        let opened = form.get("token").and_then(|token| self.auth.open(token, Instant::now()));
+        let opened = form.get("token").and_then(|token| self.auth.open(token, &headers, SystemTime::now()));
         let Some(cookie) = opened.and_then(|cookie| HeaderValue::try_from(cookie).ok()) else {
             return self.refuse(Access::WrongToken, peer, "/login");
         };
@@ -170,9 +165,7 @@ impl Site {
         match self.auth.acting(request.headers()) {
             Access::Granted => {}
             access => {
-                if access == Access::WrongToken {
-                    self.refusals.note(peer, request.uri().path(), Instant::now());
-                }
+                self.refusals.note(access, peer, request.uri().path(), Instant::now());
                 return refused(access);
             }
         }
@@ -206,37 +199,41 @@ impl Site {
 
     fn live(&self, form: &Form) -> Response {
         let since = form.get("since").and_then(|since| since.parse().ok()).unwrap_or(0);
-        let body = serde_json::to_string(&self.live.now(since)).unwrap_or_default();
+        let body = serde_json::to_string(&self.live.now(since, form.get("run").unwrap_or_default()))
+            .unwrap_or_default();
         respond(StatusCode::OK, "application/json", body)
     }
 
     async fn standing(&self) -> Result<Standing, Away> {
-        let client = self.database.reader().await?;
-        let cursor = cursor_admin::load(&**client, &self.config.name).await?;
-        let leader = cursor_admin::leader(&**client, &self.config.name).await?;
+        let mut client = self.database.reader().await?;
+        let client = &begin(&mut client).await?;
+        let cursor = cursor_admin::load(client, &self.config.name).await?;
+        let leader = cursor_admin::leader(client, &self.config.name).await?;
         Ok(Standing { cursor, leader })
     }
 
     async fn overview(&self) -> Response {
-        let content = overview::content(&self.live.now(0), &self.standing().await);
+        let content = overview::content(&self.live.now(0, ""), &self.standing().await);
         self.page(Place::Overview, "Overview").answer(StatusCode::OK, &content)
     }
 
     async fn cursor(&self) -> Response {
-        let content = cursor::content(&self.live.now(0), &self.metrics, &self.standing().await);
+        let content = cursor::content(&self.live.now(0, ""), &self.metrics, &self.standing().await);
         self.page(Place::Cursor, "Cursor, lease and stream").answer(StatusCode::OK, &content)
     }
 
     fn shown_with(&self, events: &[Told]) -> story::Context<'_> {
-        let confirmed = self.metrics.confirmed.find(events.iter().map(|told| told.event.seq));
+        let ids = events.iter().map(|told| (told.event.seq, told.event.event_id));
+        let confirmed = self.metrics.confirmed.find(ids);
         story::Context { template: &self.config.rabbitmq.routing_key, confirmed }
     }
 
     async fn events(&self, form: &Form) -> Response {
         let before = form.get("before").and_then(|before| before.parse().ok());
         let asked = async {
-            let client = self.database.reader().await?;
-            Ok(stories::last(&**client, &self.config.name, before, story::EVENTS_MAX).await?)
+            let mut client = self.database.reader().await?;
+            let client = &begin(&mut client).await?;
+            Ok(stories::last(client, &self.config.name, before, story::EVENTS_MAX).await?)
         };
         let html = match asked.await {
             Ok(events) => story::last(&self.shown_with(&events), &events, before),
@@ -247,34 +244,44 @@ impl Site {
 
     async fn parked(&self, form: &Form) -> Response {
         let asked = async {
-            let client = self.database.reader().await?;
+            let mut client = self.database.reader().await?;
+            let client = &begin(&mut client).await?;
             let selector = parked::selector(form);
-            Ok(people::list(&**client, &self.config.name, &selector, parked::ROWS_MAX).await?)
+            Ok(people::brief(client, &self.config.name, &selector, parked::ROWS_MAX).await?)
         };
         let content = parked::content(form, &asked.await, self.auth.has_token());
         self.page(Place::Parked, "Parked events").answer(StatusCode::OK, &content)
     }
 
     async fn search(&self, form: &Form) -> Response {
-        let searched = form.get("q").filter(|q| q.len() <= QUERY_MAX).unwrap_or_default();
-        let html = match Query::parse(searched) {
+        let searched = form.untrimmed("q").unwrap_or_default();
+        let query = Query::parse(searched).filter(|_| searched.len() <= QUERY_MAX);
+        let html = match query {
             None => {
                 let mut html = Html::default();
-                story::help(&mut html, searched);
+                story::help(&mut html, searched, QUERY_MAX);
                 html
             }
             Some(query) => self.find(query).await.unwrap_or_else(|error| away(&error)),
         };
+        let searched = if searched.len() > QUERY_MAX { "" } else { searched };
         let page = Page { searched, ..self.page(Place::Elsewhere, "Search") };
         page.answer(StatusCode::OK, &html)
     }
 
     async fn find(&self, query: Query) -> Result<Html, Away> {
-        let client = self.database.reader().await?;
-        let (client, pipeline) = (&**client, self.config.name.as_str());
+        let mut client = self.database.reader().await?;
+        let client = &begin(&mut client).await?;
+        let pipeline = self.config.name.as_str();
         match query {
             Query::Entity(kind, id) => {
-                let events = stories::of_entity(client, pipeline, &kind, &id, story::STORY_MAX).await?;
+                let told = |id| stories::of_entity(client, pipeline, &kind, id, story::STORY_MAX);
+                let (mut id, mut events) = (id.as_str(), told(id.as_str()).await?);
+                if events.is_empty() && id != id.trim() {
+                    // Spaces that came along when it was copied.
+                    id = id.trim();
+                    events = told(id).await?;
+                }
                 Ok(story::entity(&self.shown_with(&events), &format!("{kind}:{id}"), &events, None))
             }
             Query::Event(id) => {
@@ -315,20 +322,16 @@ fn said(status: StatusCode, text: &str) -> Response {
 }
 
 fn refused(access: Access) -> Response {
-    let (status, text) = match access {
-        Access::WrongToken => (StatusCode::UNAUTHORIZED, "that is not the token"),
-        Access::TokenNeeded | Access::Granted => {
-            (StatusCode::UNAUTHORIZED, "a token is needed: Authorization: Bearer …")
+    challenged(said(refusal_status(access), access.why()))
+}
+
+fn refusal_status(access: Access) -> StatusCode {
+    match access {
+        Access::WrongToken | Access::TokenNeeded | Access::Granted => StatusCode::UNAUTHORIZED,
+        Access::ForeignName | Access::ThroughProxy | Access::ForeignPage | Access::NoTokenConfigured => {
+            StatusCode::FORBIDDEN
         }
-        Access::ForeignName => {
-            (StatusCode::FORBIDDEN, "ask for this console as localhost or 127.0.0.1, or give its token")
-        }
-        Access::NoTokenConfigured => (
-            StatusCode::FORBIDDEN,
-            "retry and discard need a token, and none is configured: set console.token_file, or use `statecast parked`",
-        ),
-    };
-    challenged(said(status, text))
+    }
 }
 
 fn challenged(mut response: Response) -> Response {

@@ -26,6 +26,12 @@ impl Form {
         values.find(|value| !value.is_empty())
     }
 
+    /// The first value of `name` that is not empty, as it came.
+    pub(super) fn untrimmed(&self, name: &str) -> Option<&str> {
+        let mut values = self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        values.find(|value| !value.is_empty())
+    }
+
     /// Every value of `name`, trimmed; empty ones are none.
     pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let values = self.0.iter().filter(move |(key, _)| key == name);
@@ -82,6 +88,7 @@ mod tests {
         fn what_was_encoded_comes_back(text in "[^\0]{0,40}") {
             let form = Form::parse(&format!("q={}", Encoded(&text)));
             prop_assert_eq!(form.get("q").unwrap_or_default(), text.trim());
+            prop_assert_eq!(form.untrimmed("q").unwrap_or_default(), text.as_str());
         }
 
         #[test]

@@ -38,6 +38,10 @@ pub(super) struct Sample {
 #[derive(Debug, Serialize)]
 pub(super) struct Now {
     pub(super) at_ms: u64,
+    /// Which run of which process: samples of two do not belong into one plot.
+    pub(super) run: String,
+    /// It leads, so that its figures of what is pending, parked and in flight mean something.
+    pub(super) leads: bool,
     pub(super) role: &'static str,
     pub(super) ready: bool,
     pub(super) reasons: Vec<Reason>,
@@ -50,6 +54,8 @@ pub(super) struct Now {
     pub(super) keys_paused: i64,
     pub(super) window_in_use: i64,
     pub(super) blocked: bool,
+    /// Latencies from here on are not measured: there it was longer.
+    pub(super) latency_max_ms: f64,
     pub(super) samples: Vec<Sample>,
 }
 
@@ -69,6 +75,7 @@ pub(super) struct Live {
     /// `source.mode = "poll"`.
     polls_only: bool,
     samples: Mutex<VecDeque<Sample>>,
+    run: String,
 }
 
 /// Counters as they were at the last sample.
@@ -81,7 +88,8 @@ struct Before {
 
 impl Live {
     pub(super) fn new(metrics: Arc<Metrics>, health: Arc<Health>, polls_only: bool) -> Live {
-        Live { metrics, health, polls_only, samples: Mutex::default() }
+        let run = format!("{:016x}", fastrand::u64(..));
+        Live { metrics, health, polls_only, samples: Mutex::default(), run }
     }
 
     /// Takes a sample each second, for ever.
@@ -134,8 +142,8 @@ impl Live {
         samples.push_back(sample);
     }
 
-    /// The state now, with the samples after `since`.
-    pub(super) fn now(&self, since: u64) -> Now {
+    /// The state now, with the samples after `since` of that `run`: all of them, if it is another.
+    pub(super) fn now(&self, since: u64, run: &str) -> Now {
         let Report { ready, role, reasons } = self.health.report();
         let metrics = &self.metrics;
         let (mode, mode_reason) = self.mode(&reasons);
@@ -145,11 +153,12 @@ impl Live {
             text: reason.text,
         });
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        // Numbers from another run of this process: all are new.
-        let last = samples.back().map_or(0, |sample| sample.n);
-        let since = if since > last { 0 } else { since };
+        // Numbers of another run, or of another replica behind the same name: all are new.
+        let since = if run == self.run { since } else { 0 };
         Now {
             at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64),
+            run: self.run.clone(),
+            leads: metrics.leader.get() != 0,
             role: role.as_str(),
             ready,
             reasons: reasons.collect(),
@@ -162,6 +171,7 @@ impl Live {
             keys_paused: metrics.keys_paused.nack.get() + metrics.keys_paused.returned.get(),
             window_in_use: metrics.window_in_use.get(),
             blocked: metrics.broker_blocked.get() != 0,
+            latency_max_ms: latency_max_ms(&metrics.recorded_to_confirm_seconds),
             samples: samples.iter().filter(|sample| sample.n > since).cloned().collect(),
         }
     }
@@ -195,6 +205,12 @@ fn buckets(histogram: &Histogram) -> Vec<(f64, u64)> {
         buckets.iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count())).collect();
     counts.push((f64::INFINITY, histogram.get_sample_count()));
     counts
+}
+
+/// The last bound of a histogram, in milliseconds.
+fn latency_max_ms(histogram: &Histogram) -> f64 {
+    let bounds = buckets(histogram).into_iter().map(|(bound, _)| bound);
+    bounds.filter(|bound| bound.is_finite()).fold(0.0, f64::max) * 1000.0
 }
 
 /// The quantile in milliseconds, between the bounds of its bucket as if its values lay evenly there; above the last bound,
@@ -254,24 +270,35 @@ mod tests {
         for n in 1..=1000 {
             live.keep(live.sample(n, &counters, &counters, 1.0));
         }
-        let all = live.now(0).samples;
+        let all = live.now(0, "").samples;
         assert_eq!((all.len(), all[0].n), (KEPT, 701));
-        assert_eq!(live.now(998).samples.len(), 2);
-        assert!(live.now(1000).samples.is_empty());
-        assert_eq!(live.now(5000).samples.len(), KEPT, "numbers of another run");
+        let run = live.now(0, "").run;
+        assert_eq!(live.now(998, &run).samples.len(), 2);
+        assert!(live.now(1000, &run).samples.is_empty());
+        assert_eq!(live.now(998, "another").samples.len(), KEPT, "numbers of another run");
+    }
+
+    #[test]
+    fn where_latencies_are_not_measured_any_more_is_known() {
+        let live = live();
+        let before = live.counters();
+        live.metrics.recorded_to_confirm_seconds.observe(3600.0);
+        let sample = live.sample(1, &before, &live.counters(), 1.0);
+        assert_eq!(sample.p99_ms, Some(live.now(0, "").latency_max_ms));
+        assert!(live.now(0, "").latency_max_ms >= 1000.0);
     }
 
     #[test]
     fn the_mode_has_a_reason() {
         let live = live();
-        assert_eq!(live.now(0).mode, "not reading");
+        assert_eq!(live.now(0, "").mode, "not reading");
         live.health.set_role(Role::Leader);
         live.metrics.leader.set(1);
-        assert_eq!(live.now(0).mode, "polling");
+        assert_eq!(live.now(0, "").mode, "polling");
         live.health.set_warning("stream", "not streaming, polling: wal_level is replica");
-        let now = live.now(0);
+        let now = live.now(0, "");
         assert!(now.mode_reason.contains("wal_level") && now.reasons[0].warning, "{now:?}");
         live.metrics.wal_streaming.set(1);
-        assert_eq!(live.now(0).mode, "streaming");
+        assert_eq!(live.now(0, "").mode, "streaming");
     }
 }

@@ -52,6 +52,9 @@ const LIMITS: Limits = Limits {
     stop: Duration::from_secs(1),
 };
 
+/// For what still runs after the last answer.
+const STOP_MAX: Duration = Duration::from_millis(100);
+
 /// There is no console.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
@@ -118,11 +121,14 @@ fn start_with(
         tokio::select! {
             () = http::serve(limits, listener, router, stop) => {}
             () = site.live.run() => {}
+            () = site.database.tidy() => {}
         }
     };
-    let thread = std::thread::Builder::new()
-        .name("statecast-console".into())
-        .spawn(move || runtime.block_on(serving))?;
+    let thread = std::thread::Builder::new().name("statecast-console".into()).spawn(move || {
+        runtime.block_on(serving);
+        // A name is looked up in a thread that cannot be cut off: the end does not wait for it.
+        runtime.shutdown_timeout(STOP_MAX);
+    })?;
     tracing::info!(url = %format_args!("http://{addr}/"), "web console");
     Ok(Console { addr, thread })
 }

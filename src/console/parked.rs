@@ -11,7 +11,7 @@ use super::page;
 use crate::contract::Act;
 use crate::event::assemble::partition_key;
 use crate::store::parked::State;
-use crate::store::parked::people::{self, ParkedRow, Request, Requested, Selector};
+use crate::store::parked::people::{self, COUNTED_MAX, Matching, ParkedRow, Request, Requested, Selector};
 
 /// Events of a list.
 pub(super) const ROWS_MAX: i64 = 100;
@@ -29,9 +29,10 @@ const REASONS: [&str; 4] = ["unroutable", "too_large", "invalid", "nack"];
 /// What the filters of the page say.
 pub(super) fn selector(form: &Form) -> Selector {
     let state = form.get("state").and_then(|text| STATES.iter().find(|(name, _)| *name == text));
-    let (kind, id) = match form.get("key").map(|key| key.split_once(':').ok_or(key)) {
-        Some(Ok((kind, id))) => (Some(kind), Some(id).filter(|id| !id.is_empty())),
-        Some(Err(kind)) => (Some(kind), None),
+    let (kind, id) = match form.untrimmed("key").map(|key| key.split_once(':').ok_or(key)) {
+        // An entity's id may begin and end with spaces; its type has none.
+        Some(Ok((kind, id))) => (Some(kind.trim()), Some(id).filter(|id| !id.is_empty())),
+        Some(Err(kind)) => (Some(kind.trim()).filter(|kind| !kind.is_empty()), None),
         None => (None, None),
     };
     Selector {
@@ -44,7 +45,7 @@ pub(super) fn selector(form: &Form) -> Selector {
 }
 
 /// The page; `acts`: there is a token, so that something can be asked for.
-pub(super) fn content(form: &Form, found: &Result<(Vec<ParkedRow>, i64), Away>, acts: bool) -> Html {
+pub(super) fn content(form: &Form, found: &Result<(Vec<ParkedRow>, Matching), Away>, acts: bool) -> Html {
     let mut html = Html::default();
     html.raw("<p class=\"quiet\">Events that the broker refused, and those of the same entity behind them. ")
         .raw("Everything else flows. Parked ones wait for a person; the others go by themselves.</p>");
@@ -76,12 +77,14 @@ pub(super) fn content(form: &Form, found: &Result<(Vec<ParkedRow>, i64), Away>, 
     html.raw("<p id=\"said\" class=\"note\" role=\"status\" hidden></p>");
     list(&mut html, rows, acts);
     html.raw("</form>");
-    if matching > rows.len() as i64 {
-        html.raw("<p class=\"quiet\">The first ")
-            .text(rows.len())
-            .raw(" of ")
-            .text(matching)
-            .raw(" events.</p>");
+    if matching != Matching::Exactly(rows.len() as i64) {
+        html.raw("<p class=\"quiet\">The first ").text(rows.len()).raw(" of ");
+        match matching {
+            Matching::Exactly(count) => html.text(count),
+            Matching::More => html.raw("more than ").text(COUNTED_MAX),
+            Matching::Unknown => html.raw("many"),
+        };
+        html.raw(" events.</p>");
     }
     if acts {
         dialog(&mut html);
@@ -126,7 +129,7 @@ fn list(html: &mut Html, rows: &[ParkedRow], acts: bool) {
         html.raw("<tr>");
         if acts {
             html.raw("<td data-label=\"select\"><input type=\"checkbox\" name=\"id\"")
-                .attr("value", row.event_id);
+                .attr("value", format!("{}:{}", row.seq, row.event_id));
             html.attr("aria-label", format!("Select event {}", row.seq)).raw("></td>");
         }
         html.raw("<td data-label=\"seq\" class=\"number\">")
@@ -177,7 +180,18 @@ fn dialog(html: &mut Html) {
 pub(super) struct Asking {
     act: Act,
     ids: Vec<Uuid>,
+    /// The rows of these ids, where every id came with its own.
+    seqs: Vec<i64>,
     why: Option<String>,
+}
+
+/// `SEQ:ID`, as the page's boxes have it, or the id alone.
+fn named(text: &str) -> Option<(Option<i64>, Uuid)> {
+    let (seq, id) = match text.split_once(':') {
+        Some((seq, id)) => (Some(seq.parse().ok()?), id),
+        None => (None, text),
+    };
+    Some((seq, Uuid::try_parse(id).ok()?))
 }
 
 impl Asking {
@@ -186,21 +200,24 @@ impl Asking {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn parse(act: Act, form: &Form) -> Result<Asking, &'static str> {
-        let ids: Vec<Uuid> = form
-            .all("id")
-            .map(Uuid::try_parse)
-            .collect::<Result<_, _>>()
-            .map_err(|_| "an id is not an event id")?;
-        if ids.is_empty() || ids.len() as i64 > ROWS_MAX {
+        let named: Vec<(Option<i64>, Uuid)> =
+            form.all("id").map(named).collect::<Option<_>>().ok_or("an id is not an event id")?;
+        if named.is_empty() || named.len() as i64 > ROWS_MAX {
             return Err("name 1 to 100 events");
         }
+        // An id that an application chose may occur twice: who ticked one row means that row.
+        let seqs: Vec<i64> = named.iter().filter_map(|(seq, _)| *seq).collect();
+        if !seqs.is_empty() && seqs.len() != named.len() {
+            return Err("name all events by SEQ:ID, or all by their ids");
+        }
+        let ids = named.into_iter().map(|(_, id)| id).collect();
         let why = form.get("why").map(str::to_owned);
         if why.as_ref().is_some_and(|why| why.len() > WHY_MAX) {
             return Err("the reason is longer than 500 bytes");
         }
         match (act, &why) {
             (Act::Discard, None) => Err("a discard needs a reason"),
-            _ => Ok(Asking { act, ids, why }),
+            _ => Ok(Asking { act, ids, seqs, why }),
         }
     }
 
@@ -215,8 +232,12 @@ impl Asking {
         peer: SocketAddr,
     ) -> Result<Requested, Away> {
         let mut client = database.writer().await?;
-        let said: Vec<String> = self.ids.iter().map(|id| format!("--id {id}")).collect();
-        let selector = Selector { event_ids: self.ids, ..Selector::default() };
+        let mut said: Vec<String> = self.ids.iter().map(|id| format!("--id {id}")).collect();
+        if !self.seqs.is_empty() {
+            let seqs: Vec<String> = self.seqs.iter().map(ToString::to_string).collect();
+            said.push(format!("(seq {})", seqs.join(" ")));
+        }
+        let selector = Selector { event_ids: self.ids, seqs: self.seqs, ..Selector::default() };
         let actor = format!("console from {}", peer.ip());
         let (said, why) = (said.join(" "), self.why.as_deref());
         let request = Request { act: self.act, selector: &selector, said: &said, actor: &actor, why };
@@ -272,7 +293,15 @@ mod tests {
     fn what_is_asked_for_is_bounded() {
         let parse = |act, text: &str| Asking::parse(act, &Form::parse(text));
         let retry = parse(Act::Retry, &format!("id={ID}")).unwrap();
-        assert_eq!((retry.ids.len(), retry.why), (1, None));
+        assert_eq!((retry.ids.len(), retry.seqs.len(), retry.why), (1, 0, None));
+        let rows = parse(Act::Retry, &format!("id=7%3A{ID}&id=-8:{ID}")).unwrap();
+        assert_eq!((rows.ids.len(), rows.seqs), (2, vec![7, -8]));
+        assert!(parse(Act::Retry, &format!("id=7:{ID}&id={ID}")).unwrap_err().contains("SEQ:ID"));
+        for wrong in
+            [format!("x:{ID}"), format!(":{ID}"), "7:".to_owned(), format!("99999999999999999999:{ID}")]
+        {
+            assert!(parse(Act::Retry, &format!("id={wrong}")).is_err(), "{wrong}");
+        }
         assert!(parse(Act::Discard, &format!("id={ID}")).unwrap_err().contains("reason"));
         assert!(parse(Act::Discard, &format!("id={ID}&why=sent+by+hand")).is_ok());
         assert!(parse(Act::Retry, "").is_err() && parse(Act::Retry, "id=x").is_err());
@@ -304,8 +333,18 @@ mod tests {
             passed: false,
         };
         let form = Form::parse("key=%27%22%3E%3Cimg+src%3Dx+onerror%3Dalert%281%29%3E");
-        let html = content(&form, &Ok((vec![row], 7)), true).finish();
+        let html = content(&form, &Ok((vec![row.clone()], Matching::Exactly(7))), true).finish();
         assert!(!html.contains("<img") && html.contains("&lt;img src=x"), "{html}");
+        assert!(
+            html.contains(&format!("value=\"1:{ID}\"")) && html.contains("The first 1 of 7 events"),
+            "{html}"
+        );
+        for (matching, text) in
+            [(Matching::More, "of more than 10000 events"), (Matching::Unknown, "of many events")]
+        {
+            let html = content(&form, &Ok((vec![row.clone()], matching)), true).finish();
+            assert!(html.contains(text), "{html}");
+        }
         let html = content(&form, &Err(Away(XSS.into())), true).finish();
         assert!(!html.contains("<img") && html.contains("PostgreSQL does not answer"), "{html}");
     }

@@ -27,12 +27,14 @@ pub(super) enum Query {
 }
 
 impl Query {
-    /// An id is a UUID; an entity is its type and id, separated by the first colon (a type has none).
+    /// An id is a UUID; an entity is its type and id, separated by the first colon (a type has none, and no spaces).
     pub(super) fn parse(text: &str) -> Option<Query> {
-        if let Ok(id) = Uuid::try_parse(text) {
+        if let Ok(id) = Uuid::try_parse(text.trim()) {
             return Some(Query::Event(id));
         }
         let (kind, id) = text.split_once(':')?;
+        let kind = kind.trim();
+        // An entity's id may begin and end with spaces.
         (!kind.is_empty() && !id.is_empty()).then(|| Query::Entity(kind.to_owned(), id.to_owned()))
     }
 }
@@ -40,7 +42,7 @@ impl Query {
 /// What events are shown with.
 pub(super) struct Context<'a> {
     pub(super) template: &'a Template,
-    /// When events were confirmed, microseconds since 1970: the leader's last ones.
+    /// When events were confirmed, microseconds since 1970, by their numbers: the leader's last ones.
     pub(super) confirmed: HashMap<i64, i64>,
 }
 
@@ -61,9 +63,12 @@ fn state(told: &Told, confirmed: Option<i64>) -> (&'static str, String, String) 
     match (confirmed, told.passed) {
         (Some(at_us), _) => ("good", "confirmed".to_owned(), moment(at_us)),
         (None, _) if told.aside.is_some() => ("good", "confirmed".to_owned(), String::new()),
-        (None, Some(true)) => ("good", "settled".to_owned(), String::new()),
+        // By whom and how is not known any more: no claim that the broker has it.
+        (None, Some(true)) => ("quiet", "settled".to_owned(), "passed by the cursor".to_owned()),
         (None, Some(false)) => ("warn", "pending".to_owned(), "not passed by the cursor".to_owned()),
-        (None, None) => ("warn", "pending".to_owned(), "no relay has led this pipeline".to_owned()),
+        (None, None) => {
+            ("warn", "pending".to_owned(), "no relay has led this pipeline on this server".to_owned())
+        }
     }
 }
 
@@ -111,7 +116,6 @@ fn route(context: &Context<'_>, told: &Told) -> String {
 
 fn attributes(html: &mut Html, told: &Told) {
     let event = &told.event;
-    let headers = event.headers.as_deref().map(String::from_utf8_lossy);
     html.raw("<details><summary>Attributes</summary>");
     let mut facts = Facts::default();
     facts
@@ -121,7 +125,7 @@ fn attributes(html: &mut Html, told: &Told) {
         .maybe("causation id", event.causation_id.as_deref())
         .maybe("traceparent", event.traceparent.as_deref())
         .maybe("tracestate", event.tracestate.as_deref())
-        .maybe("headers", headers)
+        .maybe("headers", told.headers.as_deref())
         .add("transaction", event.xid);
     if !told.deletion {
         let bytes = u64::try_from(told.stored_bytes).unwrap_or(0);
@@ -133,9 +137,10 @@ fn attributes(html: &mut Html, told: &Told) {
 
 fn legend(html: &mut Html) {
     html.raw("<details class=\"legend-text\"><summary>What the states mean</summary><ul>")
-        .raw("<li><strong>confirmed</strong>: the broker has it; the time is known for the last 10,000 events of this leader.</li>")
-        .raw("<li><strong>settled</strong>: the cursor has passed it: the broker confirmed it, or a person discarded it.</li>")
-        .raw("<li><strong>pending</strong>: not settled: to be read, on its way to the broker, or confirmed by another process just now.</li>")
+        .raw("<li><strong>confirmed</strong>: the broker has it; known, with the time, for the last 10,000 events that this process published.</li>")
+        .raw("<li><strong>settled</strong>: the cursor has passed it: the broker confirmed it, a person discarded it, or it was ")
+        .raw("written before the place at which the pipeline was told to begin.</li>")
+        .raw("<li><strong>pending</strong>: not settled: to be read, on its way to the broker, or confirmed and not yet written down.</li>")
         .raw("<li><strong>waiting, queued, retry, parked</strong>: set aside; see Parked.</li></ul></details>");
 }
 
@@ -170,9 +175,14 @@ pub(super) fn last(context: &Context<'_>, events: &[Told], before: Option<i64>) 
     html
 }
 
-/// What can be searched for.
-pub(super) fn help(html: &mut Html, searched: &str) {
-    if !searched.is_empty() {
+/// What can be searched for; `max` bytes of it.
+pub(super) fn help(html: &mut Html, searched: &str, max: usize) {
+    if searched.len() > max {
+        html.raw(
+            "<p class=\"note warn\">What you search for is too long: no entity or event id has more than ",
+        );
+        html.text(max).raw(" bytes.</p>");
+    } else if !searched.trim().is_empty() {
         html.raw("<p class=\"note warn\">“")
             .text(searched)
             .raw("” is neither an entity nor an event id.</p>");
@@ -223,7 +233,12 @@ pub(super) fn event(context: &Context<'_>, told: &Told, payload: Option<&Option<
     facts.into(&mut html);
     match payload {
         None => page::empty(&mut html, "Payloads are hidden: console.show_payload = true shows them."),
-        Some(None) => page::empty(&mut html, "No payload: this event says that the entity was deleted."),
+        Some(None) if told.deletion => {
+            page::empty(&mut html, "No payload: this event says that the entity was deleted.");
+        }
+        Some(None) => {
+            page::empty(&mut html, "The payload is gone: retention has dropped this event just now.")
+        }
         Some(Some((text, more))) => {
             html.raw("<h3>Payload</h3><pre>").text(text).raw("</pre>");
             if *more {
@@ -241,7 +256,7 @@ pub(super) fn not_found(id: Uuid, found: &Found) -> Html {
     html.raw("<div class=\"note warn\"><p><strong>No event <span class=\"mono\">").text(id);
     html.raw("</span> was found.</strong></p><p>");
     match &found.made_at {
-        Some(at) => html.raw("The id was made at ").text(at).raw(". "),
+        Some(at) => html.raw("By its own account the id was made at ").text(at).raw(". "),
         None => html.raw("The id says nothing about its time, so only the newest events were looked at. "),
     };
     match &found.between {
@@ -251,12 +266,15 @@ pub(super) fn not_found(id: Uuid, found: &Found) -> Html {
             .text(from)
             .raw(" to ")
             .text(to)
-            .raw(", and everything that is set aside. "),
-        None => html.raw("The outbox has no event from then on; what is set aside was looked at as well. "),
+            .raw(" by the server's clock"),
+        None => html.raw("The outbox has no event"),
     };
-    if found.looked_at >= LOOKED_AT_MAX {
+    html.raw("; of those that are set aside, the oldest ").text(found.looked_aside).raw(". ");
+    if found.looked_at >= LOOKED_AT_MAX || found.looked_aside >= LOOKED_AT_MAX {
         html.raw("A search looks at no more than ").text(LOOKED_AT_MAX);
-        html.raw(": if it was written later than that, search for its entity. ");
+        html.raw(
+            " of each: if the clock that made the id was far from the server's, search for its entity. ",
+        );
     }
     html.raw("Retention drops old events.</p></div>");
     html
@@ -279,6 +297,7 @@ mod tests {
             stored_bytes: 12,
             passed: Some(false),
             aside: None,
+            headers: None,
         }
     }
 
@@ -298,7 +317,9 @@ mod tests {
         let id = "01890a5d-ac96-774b-bcce-b302099a8057";
         assert_eq!(Query::parse(id), Some(Query::Event(id.parse().unwrap())));
         assert_eq!(Query::parse("order:a:b"), Some(Query::Entity("order".into(), "a:b".into())));
-        for text in ["", "order", ":1", "order:", "'; DROP TABLE"] {
+        assert_eq!(Query::parse(&format!(" {id}\n")), Some(Query::Event(id.parse().unwrap())));
+        assert_eq!(Query::parse(" order:A "), Some(Query::Entity("order".into(), "A ".into())));
+        for text in ["", "order", ":1", " :1", "order:", "'; DROP TABLE"] {
             assert_eq!(Query::parse(text), None, "{text}");
         }
     }
@@ -309,7 +330,8 @@ mod tests {
         assert_eq!(words(&told(), None), "pending");
         assert_eq!(words(&told(), Some(1_000_000)), "confirmed");
         assert_eq!(state(&told(), Some(1_234_567)).2, "1970-01-01T00:00:01.234Z");
-        assert_eq!(words(&Told { passed: Some(true), ..told() }, None), "settled");
+        let passed = Told { passed: Some(true), ..told() };
+        assert_eq!((state(&passed, None).0, words(&passed, None)), ("quiet", "settled".to_owned()));
         assert_eq!(words(&Told { passed: None, ..told() }, None), "pending");
         for name in ["waiting", "queued", "retry", "parked", "discarded", "confirmed"] {
             assert_eq!(words(&Told { aside: aside(name), ..told() }, None), name);
@@ -324,7 +346,7 @@ mod tests {
         told.event.aggregate_id = XSS.into();
         told.event.event_type = XSS.into();
         told.event.correlation_id = Some(XSS.into());
-        told.event.headers = Some(format!("{{\"a\":{XSS:?}}}").into_bytes());
+        told.headers = Some(format!("{{\"a\":{XSS:?}}}"));
         let template = Template { parts: vec![Part::AggregateId] };
         let context = Context { template: &template, confirmed: HashMap::new() };
         for aside in [None, aside("parked")] {
@@ -333,7 +355,7 @@ mod tests {
             let mut html = last(&context, std::slice::from_ref(&told), Some(1));
             html.append(&entity(&context, XSS, std::slice::from_ref(&told), Some(told.event.event_id)));
             html.append(&event(&context, &told, Some(&payload)));
-            help(&mut html, XSS);
+            help(&mut html, XSS, 300);
             let html = html.finish();
             assert!(!html.contains("<script") && !html.contains("alert('"), "{html}");
             assert!(html.matches("&lt;script&gt;").count() > 8);

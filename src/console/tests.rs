@@ -121,40 +121,72 @@ fn assets_are_in_the_binary() {
 
 #[test]
 fn another_name_is_refused_on_loopback() {
-    let f = Fixture::new(LIMITS, "127.0.0.1:0", Some(TOKEN));
+    let f = Fixture::new(LIMITS, "127.0.0.1:0", None);
     for path in PAGES.into_iter().chain(["/api/live", "/none"]) {
         let answer = f.send(&format!("GET {path} HTTP/1.1\r\nHost: evil.example\r\n\r\n"));
         assert_eq!(status(&answer), 403, "{path}: {answer}");
         assert!(answer.contains("127.0.0.1"), "{answer}");
     }
+    assert_eq!(status(&f.send("GET /api/live HTTP/1.0\r\n\r\n")), 403, "no name at all");
+    let f = Fixture::new(LIMITS, "127.0.0.1:0", Some(TOKEN));
     let bearer =
         format!("GET /api/live HTTP/1.1\r\nHost: evil.example\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
     assert_eq!(status(&f.send(&bearer)), 200, "who has the token may use any name");
-    assert_eq!(status(&f.send("GET /api/live HTTP/1.0\r\n\r\n")), 403, "no name at all");
 }
 
 #[test]
-fn beyond_loopback_everything_needs_the_token_or_a_session() {
-    let f = Fixture::new(LIMITS, "0.0.0.0:0", Some(TOKEN));
-    for path in PAGES.into_iter().chain(["/api/live", "/none"]) {
-        let answer = f.get(path, "");
-        assert_eq!(status(&answer), 401, "{path}");
-        assert!(answer.contains("www-authenticate: Bearer"), "{answer}");
-        assert_eq!(status(&f.get(path, "Authorization: Bearer wrong-wrong-wrong\r\n")), 401, "{path}");
-        assert!(!answer.contains("does not answer"), "nothing was looked up: {answer}");
+fn a_proxy_on_this_machine_opens_it_to_nobody() {
+    // What nginx sends by default: its own name for the host, version 1.0, and nothing about the client.
+    let by_default = |f: &Fixture, more: &str| {
+        f.send(&format!("GET /api/live HTTP/1.0\r\nHost: {}\r\nConnection: close\r\n{more}\r\n", f.addr))
+    };
+    let f = Fixture::new(LIMITS, "127.0.0.1:0", Some(TOKEN));
+    assert_eq!(status(&by_default(&f, "")), 401);
+    assert_eq!(status(&by_default(&f, "X-Forwarded-For: 10.0.0.1\r\n")), 401);
+    assert_eq!(status(&by_default(&f, &format!("Authorization: Bearer {TOKEN}\r\n"))), 200);
+    let f = Fixture::new(LIMITS, "127.0.0.1:0", None);
+    for header in ["X-Forwarded-For: 10.0.0.1", "Forwarded: for=10.0.0.1", "Via: 1.1 proxy"] {
+        let answer = by_default(&f, &format!("{header}\r\n"));
+        assert!(status(&answer) == 403 && answer.contains("console.token_file"), "{header}: {answer}");
     }
-    assert!(f.get("/", "").contains("action=\"/login\""));
-    assert_eq!(status(&f.get("/api/live", &format!("Authorization: Bearer {TOKEN}\r\n"))), 200);
-    assert_eq!(status(&f.post("/login", "", "token=wrong-wrong-wrong-1")), 401);
-    let welcome = f.post("/login", "", &format!("token={TOKEN}"));
-    assert!(status(&welcome) == 303 && welcome.contains("location: /\r\n"), "{welcome}");
-    let cookie = welcome.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
-    let pair = cookie.split(';').next().unwrap();
-    assert_eq!(status(&f.get("/api/live", &format!("Cookie: {pair}\r\n"))), 200);
-    assert_eq!(status(&f.get("/api/live", &format!("Cookie: {pair}0\r\n"))), 401);
-    let act =
-        f.post("/parked/retry", &format!("Cookie: {pair}\r\n"), "id=01890a5d-ac96-774b-bcce-b302099a8057");
-    assert_eq!(status(&act), 401, "a session does not act: {act}");
+}
+
+#[test]
+fn a_foreign_page_makes_no_browser_search() {
+    let f = Fixture::new(LIMITS, "127.0.0.1:0", None);
+    let image = "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: image\r\n";
+    let answer = f.get("/search?q=f47ac10b-58cc-4372-a567-0e02b2c3d479", image);
+    assert!(status(&answer) == 403 && !answer.contains("does not answer"), "nothing is looked up: {answer}");
+    assert!(answer.contains("cross-origin-resource-policy: same-origin"), "{answer}");
+    assert!(answer.contains("cross-origin-opener-policy: same-origin"), "{answer}");
+}
+
+#[test]
+fn with_a_token_everything_needs_it_or_a_session() {
+    for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let f = Fixture::new(LIMITS, listen, Some(TOKEN));
+        for path in PAGES.into_iter().chain(["/api/live", "/none"]) {
+            let answer = f.get(path, "");
+            assert_eq!(status(&answer), 401, "{listen} {path}");
+            assert!(answer.contains("www-authenticate: Bearer"), "{answer}");
+            assert_eq!(status(&f.get(path, "Authorization: Bearer wrong-wrong-wrong\r\n")), 401, "{path}");
+            assert!(!answer.contains("does not answer"), "nothing was looked up: {answer}");
+        }
+        assert!(f.get("/", "").contains("action=\"/login\""));
+        assert_eq!(status(&f.get("/api/live", &format!("Authorization: Bearer {TOKEN}\r\n"))), 200);
+        assert_eq!(status(&f.post("/login", "", "token=wrong-wrong-wrong-1")), 401);
+        let welcome = f.post("/login", "", &format!("token={TOKEN}"));
+        assert!(status(&welcome) == 303 && welcome.contains("location: /\r\n"), "{welcome}");
+        let cookie = welcome.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+        let pair = cookie.split(';').next().unwrap();
+        let session = format!("Cookie: {pair}\r\n");
+        assert_eq!(status(&f.get("/api/live", &session)), 200);
+        assert_eq!(status(&f.get("/api/live", &format!("Cookie: {pair}0\r\n"))), 401);
+        let other = Fixture::new(LIMITS, listen, Some(TOKEN));
+        assert_eq!(status(&other.get("/api/live", &session)), 200, "of another replica");
+        let act = f.post("/parked/retry", &session, "id=01890a5d-ac96-774b-bcce-b302099a8057");
+        assert_eq!(status(&act), 401, "a session does not act: {act}");
+    }
 }
 
 #[test]
@@ -189,15 +221,15 @@ fn acts_are_refused_before_anything_is_read() {
 fn odd_requests_are_answered_or_cut_off() {
     let short = Limits { head: Duration::from_millis(200), connection: Duration::from_millis(900), ..LIMITS };
     let f = Fixture::new(short, "127.0.0.1:0", Some(TOKEN));
+    let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
     for path in ["/none", "//", "/..%2f..%2fetc/passwd", "/assets/../console.css", "/api", "/<script>"] {
-        let code = status(&f.get(path, ""));
+        let code = status(&f.get(path, &bearer));
         assert!(code == 404 || code == 400, "{path}: {code}");
     }
-    assert!(f.get("/search?q=%3Cscript%3Ealert(1)%3C/script%3E", "").contains("&lt;script&gt;alert(1)"));
+    assert!(f.get("/search?q=%3Cscript%3Ealert(1)%3C/script%3E", &bearer).contains("&lt;script&gt;alert(1)"));
     let huge = f.get("/api/live", &format!("X: {}\r\n", "x".repeat(1 << 20)));
     assert!(huge.is_empty() || status(&huge) == 431, "{huge}");
     let started = Instant::now();
-    let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
     let slow = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000";
     let silent: Vec<StdStream> = (0..LIMITS.connections * 2).map(|_| f.connect()).collect();
     for request in [
@@ -209,5 +241,5 @@ fn odd_requests_are_answered_or_cut_off() {
     }
     drop(silent);
     assert!(started.elapsed() < Duration::from_secs(8), "cut off after {:?}", started.elapsed());
-    assert_eq!(status(&f.get("/api/live", "")), 200);
+    assert_eq!(status(&f.get("/api/live", &bearer)), 200);
 }

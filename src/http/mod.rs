@@ -2,11 +2,12 @@
 //!
 //! The server has its own thread and runtime, so that it answers however busy the relay is, and its own limits, so that
 //! nothing that connects to it costs much: one request per connection, a time for its head, a time for the whole
-//! connection, a size of head, and a number of connections, beyond which the next waits to be accepted.
+//! connection, a size of head, and a number of connections, beyond which the one that has been silent for the longest time is cut.
 
 mod live;
 mod metrics;
 mod ready;
+mod silent;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -15,9 +16,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{Request, StatusCode};
 use axum::routing::get;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +30,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::health::Health;
 use crate::metrics::Metrics;
+
+use self::silent::{Entry, Silent};
 
 /// What a client may take.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +46,9 @@ pub(crate) struct Limits {
     pub(crate) stop: Duration,
 }
 
+/// Probes have a few seconds, and send their heads at once.
 const LIMITS: Limits = Limits {
-    head: Duration::from_secs(5),
+    head: Duration::from_secs(1),
     connection: Duration::from_secs(15),
     connections: 128,
     stop: Duration::from_secs(1),
@@ -138,31 +144,33 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(limits.connections));
+    let silent = Silent::default();
     let connections = TaskTracker::new();
     loop {
-        // A slot first: a client beyond the limit waits in the system's queue instead of in ours.
-        let accept = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let (slot, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = accept => accepted,
+            accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                let (router, stop) = (router(peer), stop.clone());
-                connections.spawn(async move {
-                    connection(limits, stream, router, stop).await;
-                    drop(slot);
-                });
-            }
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "HTTP: a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
             }
-        }
+        };
+        // Clients beyond the limit wait in the system's queue, but for this one.
+        let slot = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            slot = silent.room(&slots) => slot,
+        };
+        let (router, entry, stop) = (router(peer), silent.enter(), stop.clone());
+        connections.spawn(async move {
+            connection(limits, stream, router, entry, stop).await;
+            drop(slot);
+        });
     }
     drop(listener);
     connections.close();
@@ -170,14 +178,26 @@ pub(crate) async fn serve(
     let _ = tokio::time::timeout(limits.stop, connections.wait()).await;
 }
 
-async fn connection(limits: Limits, stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn connection(
+    limits: Limits,
+    stream: TcpStream,
+    router: Router,
+    entry: Entry,
+    stop: CancellationToken,
+) {
+    let cut = entry.cut.clone();
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request: Request<Incoming>| {
+        entry.heard();
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_buf_size(HEAD_MAX)
         .max_headers(HEADERS_MAX)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let deadline = tokio::time::sleep(limits.connection);
     let mut deadline = std::pin::pin!(deadline);
@@ -187,6 +207,7 @@ async fn connection(limits: Limits, stream: TcpStream, router: Router, stop: Can
             // How it ended is the client's matter: a cut connection or a bad request says nothing about the relay.
             _ = connection.as_mut() => return,
             () = deadline.as_mut() => return,
+            () = cut.cancelled() => return,
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();

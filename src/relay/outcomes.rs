@@ -102,7 +102,7 @@ impl State<'_> {
         self.outage.confirmed(now);
         self.careful = self.careful.saturating_sub(1);
         self.metrics.events_confirmed.inc();
-        self.metrics.confirmed.note(outcome.message.seq, now_us);
+        self.metrics.confirmed.note(outcome.message.seq, outcome.message.event_id, now_us);
         self.metrics.publish_confirm_seconds.observe(outcome.took.as_secs_f64());
         let age_us = now_us.saturating_sub(outcome.message.recorded_at_us).max(0);
         self.metrics.recorded_to_confirm_seconds.observe(Duration::from_micros(age_us as u64).as_secs_f64());

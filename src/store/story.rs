@@ -2,7 +2,8 @@
 //!
 //! Every question is bounded: by a limit over an index, or by a number of rows that are looked at. The outbox has no index on
 //! event ids, which every insert would pay for. But an id of version 7 holds its time of creation, and rows are numbered in
-//! the order of time: [`find`] searches the primary key by halves for that time and looks at the rows from there on.
+//! the order of time: [`find`] searches the primary key by halves for that time and looks at the rows from there on, then at
+//! those before, since the clock that made the id may be ahead of the server's.
 
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, GenericClient, Row};
@@ -14,6 +15,8 @@ use crate::event_row;
 
 /// Rows that are looked at for one id, at most.
 pub const LOOKED_AT_MAX: i64 = 100_000;
+/// Of these, at most, from the time at which the id was made on; the others lie before.
+const AHEAD_MAX: i64 = 75_000;
 /// Rows of one statement of such a search, which has a time limit of its own.
 const STEP_ROWS: i64 = 25_000;
 /// The search begins with rows that were written so much before the id was made: clocks of applications and server differ.
@@ -22,19 +25,24 @@ const CLOCKS_DIFFER_MS: i64 = 2_000;
 const HALVINGS_MAX: u32 = 70;
 /// Characters of a payload that are shown.
 pub const PAYLOAD_CHARS_MAX: i32 = 64 << 10;
+/// Characters of an event's headers that are read where many events are told: a page of them stays small.
+pub const HEADERS_CHARS_MAX: usize = 2 << 10;
 
 /// An event and how far it has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// Its row, without the payload.
+    /// Its row, without payload and headers.
     pub event: Event,
+    /// The beginning of its headers, JSON: [`HEADERS_CHARS_MAX`] characters, and an ellipsis if there is more.
+    pub headers: Option<String>,
     /// RFC 3339, UTC.
     pub recorded_at: String,
     /// The entity was deleted: there is no payload.
     pub deletion: bool,
     /// The payload as PostgreSQL stores it, perhaps compressed.
     pub stored_bytes: i32,
-    /// The pipeline's cursor has passed it. `None`: the pipeline has no cursor.
+    /// The pipeline's cursor has passed it. `None`: the pipeline has no cursor, or one that speaks of another server (a dump or
+    /// a copy was restored): its snapshots say nothing about these transactions.
     pub passed: Option<bool>,
     /// It is set aside, or was until the cursor passed it.
     pub aside: Option<AsideNow>,
@@ -98,14 +106,17 @@ macro_rules! columns {
 fn tell_sql(chosen: &str) -> String {
     format!(
         r#"SELECT o.seq, o.xid, o.event_id, o.aggregate_type, o.aggregate_id, o.event_type, o.schema_version,
-       o.entity_version, NULL::json, o.headers, o.correlation_id, o.causation_id, o.traceparent, o.tracestate, o.recorded_at,
+       o.entity_version, NULL::json, NULL::json, o.correlation_id, o.causation_id, o.traceparent, o.tracestate, o.recorded_at,
        to_char(o.recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
        o.payload IS NULL, coalesce(pg_column_size(o.payload), 0),
-       pg_visible_in_snapshot(o.xid, c.snapshot)
-           OR coalesce(o.seq <= c.window_seq AND pg_visible_in_snapshot(o.xid, c.window_snapshot), false),
+       CASE WHEN c.system_identifier = (SELECT system_identifier FROM pg_control_system())
+            THEN pg_visible_in_snapshot(o.xid, c.snapshot)
+                 OR coalesce(o.seq <= c.window_seq AND pg_visible_in_snapshot(o.xid, c.window_snapshot), false) END,
        p.state, p.reason, p.detail, p.routing_key,
-       to_char(p.since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), p.request
+       to_char(p.since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), p.request,
+       CASE WHEN length(h.written) > {HEADERS_CHARS_MAX} THEN left(h.written, {HEADERS_CHARS_MAX}) || '…' ELSE h.written END
   FROM ({chosen}) o
+ CROSS JOIN LATERAL (SELECT o.headers::text) h (written)
   LEFT JOIN statecast.cursor c ON c.pipeline = $1
   LEFT JOIN statecast.parked p ON p.pipeline = $1 AND p.seq = o.seq
  ORDER BY o.seq DESC"#
@@ -131,6 +142,7 @@ fn decode(row: Row) -> Result<Told, Error> {
         stored_bytes: row.try_get(17)?,
         passed: row.try_get(18)?,
         aside,
+        headers: row.try_get(25)?,
         // Last, since it keeps the row.
         event: event_row::event(row)?,
     })
@@ -195,78 +207,129 @@ pub async fn of_entity(
 pub struct Found {
     /// The event.
     pub told: Option<Box<Told>>,
-    /// When the id was made, if it says so: RFC 3339, UTC.
+    /// When the id was made, if it says so: RFC 3339, UTC, or that no calendar has it.
     pub made_at: Option<String>,
     /// Rows of the outbox that were looked at.
     pub looked_at: i64,
     /// When the first and the last of them were written: RFC 3339, UTC.
     pub between: Option<(String, String)>,
+    /// Rows of what is set aside that were looked at: the oldest.
+    pub looked_aside: i64,
 }
 
-/// Searches for an event by its id: among [`LOOKED_AT_MAX`] rows of the outbox, beginning where rows were written when the id
-/// was made (an id that holds no time: among the newest rows), then among what is set aside.
+/// Searches for an event by its id: among [`LOOKED_AT_MAX`] rows of the outbox, around those that were written when the id was
+/// made (an id that holds no time: among the newest rows), then among as many of the oldest that are set aside.
 ///
 /// # Errors
 /// SQL.
 pub async fn find(client: &impl GenericClient, pipeline: &str, id: Uuid) -> Result<Found, Error> {
-    const ASIDE: &str =
-        concat!(columns!("k"), " FROM statecast.parked k WHERE k.pipeline = $1 AND k.event_id = $2 LIMIT 1");
     let made_ms = made_ms(id);
     let made_at = match made_ms {
-        Some(ms) => rfc3339(client, ms).await?,
+        Some(ms) => Some(rfc3339(client, ms).await?),
         None => None,
     };
-    let mut found = Found { told: None, made_at, looked_at: 0, between: None };
+    let mut found = Found { told: None, made_at, looked_at: 0, between: None, looked_aside: 0 };
     if let Some((first, last)) = bounds(client).await? {
         let start = match made_ms {
             Some(ms) => first_written_since(client, first, last, ms.saturating_sub(CLOCKS_DIFFER_MS)).await?,
-            None => newest(client).await?,
+            None => last.saturating_add(1),
         };
-        look_from(client, pipeline, id, start, &mut found).await?;
+        look(client, pipeline, id, Way::Up(start), AHEAD_MAX, &mut found).await?;
+        if found.told.is_none() {
+            look(client, pipeline, id, Way::Down(start), LOOKED_AT_MAX, &mut found).await?;
+        }
     }
     if found.told.is_none() {
-        // Retention may have dropped its row from the outbox.
-        found.told = tell(client, ASIDE, &[&pipeline, &id]).await?.pop().map(Box::new);
+        look_aside(client, pipeline, id, &mut found).await?;
     }
     Ok(found)
 }
 
-/// Looks at the rows from `start` on, some at a time.
-async fn look_from(
+/// Where a search goes on.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// From this number on.
+    Up(i64),
+    /// Below this number.
+    Down(i64),
+}
+
+/// Looks at rows of the outbox, some at a time, until `most` are looked at in all.
+async fn look(
     client: &impl GenericClient,
     pipeline: &str,
     id: Uuid,
-    start: i64,
+    mut way: Way,
+    most: i64,
     found: &mut Found,
 ) -> Result<(), Error> {
-    // Both ends of the stretch and the event in it, by one walk over the primary key.
-    const STEP: &str = r#"WITH stretch AS MATERIALIZED (
-    SELECT o.seq, o.event_id, o.recorded_at FROM statecast.outbox o WHERE o.seq >= $1 ORDER BY o.seq LIMIT $2
+    const UP: &str = "o.seq >= $1 ORDER BY o.seq";
+    const DOWN: &str = "o.seq < $1 ORDER BY o.seq DESC";
+    const BY_SEQ: &str = concat!(columns!("r"), " FROM statecast.outbox r WHERE r.seq = $2");
+    while found.looked_at < most {
+        let limit = STEP_ROWS.min(most - found.looked_at);
+        let (from, rows) = match way {
+            Way::Up(from) => (from, UP),
+            Way::Down(from) => (from, DOWN),
+        };
+        // Both ends of the stretch and the event in it, by one walk over the primary key.
+        let sql = format!(
+            r#"WITH stretch AS MATERIALIZED (
+    SELECT o.seq, o.event_id, o.recorded_at FROM statecast.outbox o WHERE {rows} LIMIT $2
 )
-SELECT count(*), max(seq), min(seq) FILTER (WHERE event_id = $3),
+SELECT count(*), min(seq), max(seq), min(seq) FILTER (WHERE event_id = $3),
        to_char(min(recorded_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
        to_char(max(recorded_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
-  FROM stretch"#;
-    const BY_SEQ: &str = concat!(columns!("r"), " FROM statecast.outbox r WHERE r.seq = $2");
-    let mut start = start;
-    while found.looked_at < LOOKED_AT_MAX {
-        let row = client.query_one(STEP, &[&start, &STEP_ROWS, &id]).await?;
+  FROM stretch"#
+        );
+        let row = client.query_one(&sql, &[&from, &limit, &id]).await?;
         let rows: i64 = row.try_get(0)?;
         found.looked_at += rows;
-        let ends: (Option<String>, Option<String>) = (row.try_get(3)?, row.try_get(4)?);
-        if let (Some(from), Some(to)) = ends {
-            let from = found.between.take().map_or(from, |(from, _)| from);
-            found.between = Some((from, to));
+        if let (Some(from), Some(to)) = (row.try_get(4)?, row.try_get(5)?) {
+            found.widen(from, to);
         }
-        if let Some(seq) = row.try_get::<_, Option<i64>>(2)? {
-            let told = tell(client, BY_SEQ, &[&pipeline, &seq]).await?.pop();
-            found.told = told.map(Box::new);
+        if let Some(seq) = row.try_get::<_, Option<i64>>(3)? {
+            found.told = tell(client, BY_SEQ, &[&pipeline, &seq]).await?.pop().map(Box::new);
             return Ok(());
         }
-        match row.try_get::<_, Option<i64>>(1)? {
-            Some(last) if rows == STEP_ROWS => start = last.saturating_add(1),
+        let ends: (Option<i64>, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
+        way = match (way, ends) {
+            (Way::Up(_), (_, Some(last))) if rows == limit => Way::Up(last.saturating_add(1)),
+            (Way::Down(_), (Some(first), _)) if rows == limit => Way::Down(first),
             _ => return Ok(()),
-        }
+        };
+    }
+    Ok(())
+}
+
+impl Found {
+    /// Rows that were written between these times were looked at as well.
+    fn widen(&mut self, from: String, to: String) {
+        // The same format throughout: text compares as the times do.
+        self.between = Some(match self.between.take() {
+            Some((first, last)) => (first.min(from), last.max(to)),
+            None => (from, to),
+        });
+    }
+}
+
+/// Looks at what is set aside, the oldest first: their rows are those that retention may have dropped from the outbox.
+async fn look_aside(
+    client: &impl GenericClient,
+    pipeline: &str,
+    id: Uuid,
+    found: &mut Found,
+) -> Result<(), Error> {
+    const STRETCH: &str = "WITH stretch AS MATERIALIZED (
+    SELECT k.seq, k.event_id FROM statecast.parked k WHERE k.pipeline = $1 ORDER BY k.seq LIMIT $2
+)
+SELECT count(*), min(seq) FILTER (WHERE event_id = $3) FROM stretch";
+    const BY_SEQ: &str =
+        concat!(columns!("k"), " FROM statecast.parked k WHERE k.pipeline = $1 AND k.seq = $2");
+    let row = client.query_one(STRETCH, &[&pipeline, &LOOKED_AT_MAX, &id]).await?;
+    found.looked_aside = row.try_get(0)?;
+    if let Some(seq) = row.try_get::<_, Option<i64>>(1)? {
+        found.told = tell(client, BY_SEQ, &[&pipeline, &seq]).await?.pop().map(Box::new);
     }
     Ok(())
 }
@@ -276,11 +339,11 @@ fn made_ms(id: Uuid) -> Option<i64> {
     (id.get_version() == Some(Version::SortRand)).then(|| (id.as_u128() >> 80) as i64)
 }
 
-async fn rfc3339(client: &impl GenericClient, ms: i64) -> Result<Option<String>, Error> {
+async fn rfc3339(client: &impl GenericClient, ms: i64) -> Result<String, Error> {
     // Ids are other people's: what lies beyond any calendar has no name.
     const YEAR_9999_MS: i64 = 253_402_300_799_999;
     if ms > YEAR_9999_MS {
-        return Ok(None);
+        return Ok("a time after the year 9999".to_owned());
     }
     let sql = r#"SELECT to_char(to_timestamp($1::float8 / 1000) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"#;
     client.query_one(sql, &[&(ms as f64)]).await?.try_get(0)
@@ -292,12 +355,6 @@ async fn bounds(client: &impl GenericClient) -> Result<Option<(i64, i64)>, Error
                       (SELECT o.seq FROM statecast.outbox o ORDER BY o.seq DESC LIMIT 1)";
     let row = client.query_one(sql, &[]).await?;
     Ok(row.try_get::<_, Option<i64>>(0)?.zip(row.try_get::<_, Option<i64>>(1)?))
-}
-
-/// The number with which the newest [`LOOKED_AT_MAX`] rows begin.
-async fn newest(client: &impl GenericClient) -> Result<i64, Error> {
-    let sql = "SELECT min(n.seq) FROM (SELECT o.seq FROM statecast.outbox o ORDER BY o.seq DESC LIMIT $1) n";
-    Ok(client.query_one(sql, &[&LOOKED_AT_MAX]).await?.try_get::<_, Option<i64>>(0)?.unwrap_or(0))
 }
 
 /// The first number whose row was written at `ms` or later, by halves; above `last` if there is none. Writers overlap, and

@@ -19,6 +19,7 @@ mod checker;
 mod chunks;
 mod cli;
 mod console;
+mod console_store;
 mod consumer;
 mod culprit;
 mod doctor;

@@ -190,6 +190,7 @@ impl Select {
             reason: self.reason.map(Reason::as_str),
             states: self.states.iter().copied().map(State::from).collect(),
             older_than: self.older_than,
+            ..Selector::default()
         }
     }
 

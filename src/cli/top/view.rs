@@ -49,9 +49,10 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State, screen: Screen, now: In
     let [body, foot] = Layout::vertical([Constraint::Min(0), Constraint::Length(1)]).areas(frame.area());
     let rows = rows(state, now, body.width.into());
     let lines: Vec<Line<'_>> = rows.iter().map(|row| line(row, screen.colours)).collect();
-    let height = rows.iter().map(|row| height(row, body.width)).sum::<u16>();
+    // What hostile relays say may be more lines than can be scrolled to.
+    let height = rows.iter().fold(0_u16, |sum, row| sum.saturating_add(height(row, body.width)));
     let most = height.saturating_sub(body.height);
-    let room = body.height.saturating_sub(height + 1);
+    let room = body.height.saturating_sub(height.saturating_add(1));
     let [text, plot] = if room >= *PLOT.start() {
         let plot = Constraint::Length(room.min(*PLOT.end()));
         Layout::vertical([Constraint::Min(0), plot]).areas(body)

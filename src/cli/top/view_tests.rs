@@ -259,3 +259,21 @@ fn without_colours_there_are_none() {
     assert_eq!(colours(false), 0);
     assert!(colours(true) > 0);
 }
+
+#[test]
+fn many_relays_with_much_to_say_do_not_overflow_a_narrow_terminal() {
+    let names: Vec<String> = (0..16).map(|n| format!("relay-{n}:9465")).collect();
+    let mut state = State::new("orders".to_owned(), Duration::from_secs(1), 2000, &names);
+    let metrics = Metrics::new("orders");
+    for index in 0..names.len() {
+        let reason = |_| Reason {
+            component: "stream".to_owned(),
+            severity: "warning".to_owned(),
+            text: "x".repeat(300),
+        };
+        let ready = Ready { reasons: (0..32).map(reason).collect(), ..leads() };
+        state.apply(Update::Relay { index, at: Instant::now(), look: Ok(look(&metrics, ready)) });
+    }
+    // More lines than a screen's coordinates can count.
+    screen(&state, Screen { scroll: u16::MAX, ..COLOURED }, 1, 5);
+}

@@ -8,6 +8,8 @@ const byId = (id) => document.getElementById(id);
 // --- live figures
 
 const samples = [];
+// Which run of which replica they are of.
+let run = "";
 
 function show(key, text) {
   for (const element of document.querySelectorAll(`[data-live="${key}"]`)) {
@@ -15,8 +17,9 @@ function show(key, text) {
   }
 }
 
-function milliseconds(value) {
-  return value === null || value === undefined ? "–" : `${value.toFixed(1)} ms`;
+function milliseconds(value, max) {
+  if (value === null || value === undefined) return "–";
+  return value >= max ? `over ${(max / 1000).toFixed(0)} s` : `${value.toFixed(1)} ms`;
 }
 
 function showReasons(reasons) {
@@ -62,7 +65,8 @@ function draw(figure) {
 }
 
 function apply(now) {
-  if (now.samples.length > 0 && samples.length > 0 && now.samples[0].n <= samples[samples.length - 1].n) samples.length = 0;
+  if (now.run !== run) samples.length = 0;
+  run = now.run;
   samples.push(...now.samples);
   samples.splice(0, Math.max(0, samples.length - KEPT));
   const last = samples[samples.length - 1];
@@ -70,12 +74,13 @@ function apply(now) {
   show("mode", now.mode);
   show("mode_reason", now.mode_reason);
   show("confirmed", last ? last.confirmed.toFixed(0) : "–");
-  show("p50", milliseconds(last?.p50_ms));
-  show("p99", milliseconds(last?.p99_ms));
-  show("pending", String(now.pending));
-  show("oldest_pending", `${now.oldest_pending_s.toFixed(1)} s`);
-  show("parked", String(now.parked));
-  show("window_in_use", String(now.window_in_use));
+  show("p50", milliseconds(last?.p50_ms, now.latency_max_ms));
+  show("p99", milliseconds(last?.p99_ms, now.latency_max_ms));
+  show("pending", now.leads ? String(now.pending) : "–");
+  show("oldest_pending", now.leads ? `${now.oldest_pending_s.toFixed(1)} s` : "–");
+  show("parked", now.leads ? String(now.parked) : "–");
+  show("window_in_use", now.leads ? String(now.window_in_use) : "–");
+  byId("elsewhere").hidden = now.leads;
   show("confirmed_total", String(now.confirmed_total));
   const ready = byId("ready");
   ready.textContent = now.ready ? "ready" : "not ready";
@@ -88,7 +93,7 @@ async function refresh() {
   const offline = byId("offline");
   try {
     const since = samples.length > 0 ? samples[samples.length - 1].n : 0;
-    const answer = await fetch(`/api/live?since=${since}`, { signal: AbortSignal.timeout(5000) });
+    const answer = await fetch(`/api/live?since=${since}&run=${run}`, { signal: AbortSignal.timeout(5000) });
     if (answer.status === 401) { location.reload(); return; }
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     apply(await answer.json());

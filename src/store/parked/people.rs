@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, GenericClient, Row};
 use uuid::Uuid;
@@ -28,6 +29,8 @@ const HANGS_BRIEFLY: &str = "SET LOCAL idle_in_transaction_session_timeout = '1s
 pub struct Selector {
     /// Any of these.
     pub event_ids: Vec<Uuid>,
+    /// Only rows with these numbers. With them, whatever is asked looks at these rows alone; by ids, at all of the pipeline's.
+    pub seqs: Vec<i64>,
     /// Kind of the entity.
     pub aggregate_type: Option<String>,
     /// Its id.
@@ -51,13 +54,14 @@ pub fn can_be_asked(act: Act) -> &'static [State] {
     }
 }
 
-/// The condition of a [`Selector`]; `$1` to `$7`, see [`Parameters`].
+/// The condition of a [`Selector`]; `$1` to `$8`, see [`Parameters`].
 const SELECTED: &str = "p.pipeline = $1 AND p.state = ANY ($2::text[])
    AND ($3::uuid[] IS NULL OR p.event_id = ANY ($3::uuid[]))
    AND ($4::text IS NULL OR p.aggregate_type = $4::text)
    AND ($5::text IS NULL OR p.aggregate_id = $5::text)
    AND ($6::text IS NULL OR p.reason = $6::text)
-   AND ($7::float8 IS NULL OR p.recorded_at < clock_timestamp() - $7::float8 * interval '1 second')";
+   AND ($7::float8 IS NULL OR p.recorded_at < clock_timestamp() - $7::float8 * interval '1 second')
+   AND ($8::bigint[] IS NULL OR p.seq = ANY ($8::bigint[]))";
 
 /// A selector as SQL takes it.
 struct Parameters<'a> {
@@ -68,6 +72,7 @@ struct Parameters<'a> {
     aggregate_id: Option<&'a str>,
     reason: Option<&'static str>,
     older_than_s: Option<f64>,
+    seqs: Option<&'a [i64]>,
 }
 
 impl<'a> Parameters<'a> {
@@ -82,10 +87,11 @@ impl<'a> Parameters<'a> {
             aggregate_id: selector.aggregate_id.as_deref(),
             reason: selector.reason,
             older_than_s: selector.older_than.map(|age| age.as_secs_f64()),
+            seqs: Some(selector.seqs.as_slice()).filter(|seqs| !seqs.is_empty()),
         }
     }
 
-    fn all(&self) -> [&(dyn ToSql + Sync); 7] {
+    fn all(&self) -> [&(dyn ToSql + Sync); 8] {
         [
             &self.pipeline,
             &self.states,
@@ -94,6 +100,7 @@ impl<'a> Parameters<'a> {
             &self.aggregate_id,
             &self.reason,
             &self.older_than_s,
+            &self.seqs,
         ]
     }
 }
@@ -107,7 +114,7 @@ pub struct ParkedRow {
     pub aggregate_type: String,
     pub aggregate_id: String,
     pub event_type: String,
-    /// `None` = deleted.
+    /// `None` = deleted; also in a [`brief`] list, which does not read payloads.
     pub payload_bytes: Option<i32>,
     /// RFC 3339, UTC.
     pub recorded_at: String,
@@ -130,8 +137,10 @@ pub struct ParkedRow {
     pub passed: bool,
 }
 
-/// The columns of a [`ParkedRow`].
-const COLUMNS: &str = r#"p.seq, p.event_id, p.aggregate_type, p.aggregate_id, p.event_type, octet_length(p.payload::text),
+/// The columns of a [`ParkedRow`]; `size` is what tells the payload's.
+fn columns(size: &str) -> String {
+    format!(
+        r#"p.seq, p.event_id, p.aggregate_type, p.aggregate_id, p.event_type, {size},
        to_char(p.recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
        p.state, p.reason, p.detail, p.routing_key, p.attempts,
        to_char(p.since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
@@ -139,7 +148,12 @@ const COLUMNS: &str = r#"p.seq, p.event_id, p.aggregate_type, p.aggregate_id, p.
        to_char(p.parked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
        p.request, p.requested_by,
        to_char(p.requested_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
-       p.passed"#;
+       p.passed"#
+    )
+}
+
+/// The payload's bytes as they were written. The server fetches and copies all of it to say so.
+const EXACT_SIZE: &str = "octet_length(p.payload::text)";
 
 fn decode(row: &Row) -> Result<ParkedRow, Error> {
     Ok(ParkedRow {
@@ -197,11 +211,64 @@ async fn matching(
     selected: &Parameters<'_>,
     limit: i64,
 ) -> Result<(Vec<ParkedRow>, i64), Error> {
-    let sql = format!("SELECT {COLUMNS} FROM statecast.parked p WHERE {SELECTED} ORDER BY p.seq LIMIT $8");
+    Ok((rows(client, selected, EXACT_SIZE, limit).await?, count(client, selected).await?))
+}
+
+async fn rows(
+    client: &impl GenericClient,
+    selected: &Parameters<'_>,
+    size: &str,
+    limit: i64,
+) -> Result<Vec<ParkedRow>, Error> {
+    let columns = columns(size);
+    let sql = format!("SELECT {columns} FROM statecast.parked p WHERE {SELECTED} ORDER BY p.seq LIMIT $9");
     let mut parameters = selected.all().to_vec();
     parameters.push(&limit);
-    let rows = client.query(&sql, &parameters).await?;
-    Ok((rows.iter().map(decode).collect::<Result<_, _>>()?, count(client, selected).await?))
+    client.query(&sql, &parameters).await?.iter().map(decode).collect()
+}
+
+/// How many events match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matching {
+    /// So many.
+    Exactly(i64),
+    /// More than [`COUNTED_MAX`].
+    More,
+    /// The server had no time to count them.
+    Unknown,
+}
+
+/// Matching events that a [`brief`] list counts, at most.
+pub const COUNTED_MAX: i64 = 10_000;
+
+/// The same list for who cannot wait: no payload is read for its size, and no more than [`COUNTED_MAX`] events are counted. Where
+/// the server gives up counting (`statement_timeout`), the list is there nevertheless.
+///
+/// # Errors
+/// SQL.
+pub async fn brief(
+    client: &impl GenericClient,
+    pipeline: &str,
+    selector: &Selector,
+    limit: i64,
+) -> Result<(Vec<ParkedRow>, Matching), Error> {
+    let selected = Parameters::new(pipeline, selector, &OPEN);
+    let rows = rows(client, &selected, "NULL::integer", limit).await?;
+    if (rows.len() as i64) < limit {
+        let matching = Matching::Exactly(rows.len() as i64);
+        return Ok((rows, matching));
+    }
+    let sql = format!(
+        "SELECT count(*) FROM (SELECT FROM statecast.parked p WHERE {SELECTED} LIMIT {COUNTED_MAX} + 1) m"
+    );
+    let matching = match client.query_one(&sql, &selected.all()).await {
+        Ok(row) => Some(row.try_get::<_, i64>(0)?).filter(|count| *count <= COUNTED_MAX),
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+            return Ok((rows, Matching::Unknown));
+        }
+        Err(error) => return Err(error),
+    };
+    Ok((rows, matching.map_or(Matching::More, Matching::Exactly)))
 }
 
 async fn count(client: &impl GenericClient, selected: &Parameters<'_>) -> Result<i64, Error> {
@@ -237,8 +304,9 @@ pub async fn show(
     event_id: Uuid,
     payload: bool,
 ) -> Result<Vec<ParkedEvent>, Error> {
+    let columns = columns(EXACT_SIZE);
     let sql = format!(
-        "SELECT {COLUMNS}, p.schema_version, p.entity_version, p.headers::text, p.correlation_id, p.causation_id,
+        "SELECT {columns}, p.schema_version, p.entity_version, p.headers::text, p.correlation_id, p.causation_id,
                 p.traceparent, p.tracestate, CASE WHEN $3::boolean THEN p.payload::text END,
                 (SELECT count(*)
                    FROM statecast.parked b
@@ -295,7 +363,7 @@ pub struct Requested {
     pub not_found: Vec<Uuid>,
 }
 
-/// `$8` what is asked for, `$9` by whom, `$10` rows above this seq, `$11` rows at most.
+/// `$9` what is asked for, `$10` by whom, `$11` rows above this seq, `$12` rows at most.
 ///
 /// Rows are locked as they are found, without waiting for a leader that writes them: two that wait for each other's rows would
 /// end in a deadlock, which might hit the leader.
@@ -305,13 +373,13 @@ fn ask_sql() -> String {
     SELECT p.seq
       FROM statecast.parked p
      WHERE {SELECTED}
-       AND p.request IS DISTINCT FROM $8 AND p.seq > $10
+       AND p.request IS DISTINCT FROM $9 AND p.seq > $11
      ORDER BY p.seq
-     LIMIT $11
+     LIMIT $12
        FOR UPDATE SKIP LOCKED
 ), asked AS (
     UPDATE statecast.parked p
-       SET request = $8, requested_by = $9, requested_at = clock_timestamp()
+       SET request = $9, requested_by = $10, requested_at = clock_timestamp()
       FROM chosen c
      WHERE p.pipeline = $1 AND p.seq = c.seq
  RETURNING p.seq
@@ -365,7 +433,7 @@ async fn survey(
 }
 
 async fn count_asked(client: &Client, selected: &Parameters<'_>, act: Act) -> Result<i64, Error> {
-    let sql = format!("SELECT count(*) FROM statecast.parked p WHERE {SELECTED} AND p.request = $8");
+    let sql = format!("SELECT count(*) FROM statecast.parked p WHERE {SELECTED} AND p.request = $9");
     let act = act_str(act);
     let mut parameters = selected.all().to_vec();
     parameters.push(&act);
