@@ -51,7 +51,7 @@ pub enum Severity {
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reason {
-    /// What reported it, such as `postgres`, `broker`, `blocked`, `stuck`, `chunks`.
+    /// What reported it, such as `postgres`, `broker`, `blocked`, `refused`, `chunks`.
     pub component: &'static str,
     /// How much it weighs.
     pub severity: Severity,

@@ -11,7 +11,7 @@
 //!
 //! Imports flow one way: `cli → app → {relay, source, sink, store} → {contract, event} → config`; `app` wires the
 //! parts, which do not import each other. `snapshot`, `event_row`, `publication`, `gate`, `backend`, `finding`, `reached`,
-//! `health`, `metrics`, `confirmed` and `switches` are leaves that any of them may use.
+//! `health`, `metrics`, `confirmed`, `spans` and `switches` are leaves that any of them may use.
 
 pub mod app;
 pub mod backend;
@@ -37,6 +37,7 @@ pub mod sandbox;
 pub mod sink;
 pub mod snapshot;
 pub mod source;
+pub mod spans;
 pub mod store;
 pub mod switches;
 pub mod tls;

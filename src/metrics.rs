@@ -15,6 +15,7 @@ use prometheus::{
 };
 
 use crate::confirmed::Confirmed;
+use crate::spans::Spans;
 
 /// Content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -85,8 +86,12 @@ pub struct Metrics {
     pub outbox_max_size_bytes: IntGauge,
     /// `tls_not_after_seconds`.
     pub tls_not_after_seconds: Gauge,
+    /// `spans_exported_total`.
+    pub spans_exported: IntCounter,
     /// The last confirmed events, one by one: for the console, not for Prometheus.
     pub confirmed: Confirmed,
+    /// Events one by one, for tracing; with `spans_dropped_total`.
+    pub spans: Spans,
 }
 
 /// `events_read_total{via}`.
@@ -219,8 +224,14 @@ impl Metrics {
             tls_not_after_seconds: seconds(
                 r,
                 "tls_not_after_seconds",
-                "Unix time at which the first of the configured certificates ends; 0 without one.",
+                "Unix time at which the first of the certificates in postgres.tls and rabbitmq.tls ends; 0 without one.",
             )?,
+            spans_exported: counter(r, "spans_exported_total", "Spans that a collector took.")?,
+            spans: Spans::new(&counter(
+                r,
+                "spans_dropped_total",
+                "Spans that were not exported: there was no room for them, or no collector took them.",
+            )?),
             confirmed: Confirmed::default(),
             registry,
         })

@@ -18,6 +18,7 @@ mod doctor;
 mod install;
 mod maintain;
 mod parked;
+mod plain;
 mod progress;
 mod publish;
 mod reading;

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 use tokio_postgres::{Client, Error};
 
-use crate::config::units::show_size;
+use crate::config::units::about_size;
 use crate::config::{Config, Mode};
 use crate::source::wal::facts::{StreamState, look, stream_state};
 use crate::source::wal::names::application_name;
@@ -59,7 +59,7 @@ impl fmt::Display for Wal {
         let sizes = [(self.lag_bytes, "behind"), (self.retained_bytes, "of WAL kept")];
         for (bytes, what) in sizes {
             if let Some(bytes) = bytes.and_then(|bytes| u64::try_from(bytes).ok()) {
-                write!(f, ", {} {what}", show_size(bytes))?;
+                write!(f, ", {} {what}", about_size(bytes))?;
             }
         }
         match self.sync_priority {
@@ -128,9 +128,10 @@ mod tests {
 
     #[test]
     fn a_stream_is_one_line() {
-        assert_eq!(Wal::from(stream(Some("catchup"))).to_string(), "catchup, 10B behind, 2KiB of WAL kept");
+        let line = Wal::from(stream(Some("catchup"))).to_string();
+        assert_eq!(line, "catchup, 10 B behind, 2.0 KiB of WAL kept");
         let starting = StreamState { lag_bytes: None, sync_priority: Some(1), ..stream(Some("creating")) };
         let line = Wal::from(starting).to_string();
-        assert!(line.starts_with("creating, 2KiB of WAL kept, commits wait"), "{line}");
+        assert!(line.starts_with("creating, 2.0 KiB of WAL kept, commits wait"), "{line}");
     }
 }

@@ -15,7 +15,7 @@ use crate::health::{Health, Role};
 use crate::metrics::Metrics;
 use crate::postgres::describe;
 use crate::store::cursor::Start;
-use crate::{console, http, logging, switches};
+use crate::{console, http, logging, spans, switches};
 
 /// How often the runtime says that it is alive.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     Ok(result?)
 }
 
-/// A relay's surroundings: probes, metrics, console, heartbeat.
+/// A relay's surroundings: probes, metrics, console, tracing, heartbeat.
 pub(super) struct Service {
     /// What sessions share.
     pub(super) context: app::Context,
@@ -62,6 +62,8 @@ pub(super) struct Service {
     pub(super) http: http::Server,
     /// The web console, unless it is off or its port cannot be had.
     pub(super) console: Option<Console>,
+    /// Tracing, where that is configured.
+    spans: Option<spans::Exporter>,
     quiet: CancellationToken,
 }
 
@@ -84,6 +86,7 @@ impl Service {
             );
             None
         });
+        let spans = spans::start(&config, &metrics.spans, &metrics.spans_exported, quiet.clone());
         let (beating, over) = (health.clone(), quiet.clone());
         tokio::spawn(async move {
             while !over.is_cancelled() {
@@ -91,7 +94,13 @@ impl Service {
                 tokio::time::sleep(BEAT_INTERVAL).await;
             }
         });
-        Ok(Service { context: app::Context { config, options, metrics, health }, http, console, quiet })
+        Ok(Service {
+            context: app::Context { config, options, metrics, health },
+            http,
+            console,
+            spans,
+            quiet,
+        })
     }
 
     /// Waits until the relay leads.
@@ -109,9 +118,10 @@ impl Service {
         Ok(())
     }
 
-    /// Ends probes, metrics and console: last, so that they can be read while the relay drains.
+    /// Ends probes, metrics, console and tracing: last, so that they can be read while the relay drains.
     pub(super) fn end(self) {
         self.quiet.cancel();
+        self.spans.into_iter().for_each(spans::Exporter::join);
         self.console.into_iter().for_each(Console::join);
         self.http.join();
     }

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use super::reading::{Reading, Wal, reading};
 use super::{Context, connect};
 use crate::config::Config;
-use crate::config::units::show_size;
+use crate::config::units::about_size;
 use crate::store::chunks::{ChunkState, chunk_state};
 use crate::store::cursor_admin::CursorRow;
 use crate::store::status::{Status, status};
@@ -263,7 +263,7 @@ fn table(report: &Report, found: &Status) -> String {
             "{} chunks, {} empty ahead, {}, last seq {}",
             chunks.attached,
             chunks.empty_ahead,
-            show_size(chunks.bytes),
+            about_size(chunks.bytes),
             chunks.last_seq
         ),
     );
@@ -387,7 +387,7 @@ mod tests {
         let report = report(&config(), &found, &chunks(), reading);
         let text = table(&report, &found);
         assert!(text.contains("mode       wal (streaming)\n"), "{text}");
-        assert!(text.contains("stream     catchup, 10B behind, 2KiB of WAL kept\n"), "{text}");
+        assert!(text.contains("stream     catchup, 10 B behind, 2.0 KiB of WAL kept\n"), "{text}");
         let json = serde_json::to_string(&report).unwrap();
         let wal = r#""wal":{"streaming":true,"state":"catchup","lag_bytes":10,"retained_bytes":2048}"#;
         assert!(json.contains(wal), "{json}");

@@ -24,6 +24,8 @@ pub(super) enum Kind {
     Duration(Duration, Duration),
     /// Bytes, inclusive range.
     Size(u64, u64),
+    /// A fraction from 0 to 1.
+    Ratio,
     /// Truth.
     Bool,
     /// One of these words.
@@ -294,6 +296,45 @@ pub(super) const KEYS: &[Key] = &[
     ),
     bare("console.token_file", Kind::File, "File that holds `console.token`."),
     key("console.show_payload", "false", Kind::Bool, "Show payloads in the console."),
+    bare(
+        "otel.endpoint",
+        Kind::Secret("a URL such as http://collector:4318 or https://otlp.example.com"),
+        "Where spans of events are sent by OTLP over HTTP; `/v1/traces` is put behind it. Needs a program built with `--features otel`. Without it nothing is traced.",
+    ),
+    bare("otel.endpoint_file", Kind::File, "File that holds `otel.endpoint`."),
+    bare(
+        "otel.headers",
+        Kind::Secret("lines of `name: value`"),
+        "Headers of each request, such as `authorization: Bearer …`.",
+    ),
+    bare("otel.headers_file", Kind::File, "File that holds `otel.headers`."),
+    key(
+        "otel.service_name",
+        "statecast",
+        Kind::Text("1 to 255 bytes"),
+        "The spans' resource attribute `service.name`.",
+    ),
+    key(
+        "otel.sample",
+        "0",
+        Kind::Ratio,
+        "Share of the events without a sampled `traceparent` that are traced as well.",
+    ),
+    key(
+        "otel.timeout",
+        "10s",
+        Kind::Duration(ms(100), s(60)),
+        "For one request, connection and answer included.",
+    ),
+    key(
+        "otel.tls.mode",
+        "url",
+        Kind::Choice(&["url", "disable", "verify"]),
+        "`url`: `https://` verifies, `http://` is plain; `disable` and `verify` refuse URLs that say otherwise.",
+    ),
+    bare("otel.tls.ca_file", Kind::File, "PEM file of certificate authorities instead of the platform's."),
+    bare("otel.tls.cert_file", Kind::File, "PEM file of the client certificate chain; needs `key_file`."),
+    bare("otel.tls.key_file", Kind::File, "PEM file of the client certificate's key; needs `cert_file`."),
     key("shutdown.grace", "20s", Kind::Duration(s(0), s(600)), "Time for unconfirmed messages after a stop."),
     key(
         "log.format",

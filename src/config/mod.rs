@@ -1,11 +1,12 @@
 //! Configuration: parsed once into types that cannot be invalid.
 //!
 //! `keys` is the table of all keys, `load` reads file and environment into `raw`, `validate` turns that into types by way
-//! of `reader` (one value each) and `queues`, and reports every mistake together; `units` parses durations and sizes,
+//! of `reader` (one value each), `queues` and `otel`, and reports every mistake together; `units` parses durations and sizes,
 //! `template` the routing key, `secret` keeps passwords out of every print.
 
 mod keys;
 pub mod load;
+pub mod otel;
 mod queues;
 mod raw;
 mod reader;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 pub use keys::reference;
 pub use load::{ConfigErrors, environment, load};
+pub use otel::Otel;
 pub use secret::SecretString;
 pub use template::Template;
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub http: Http,
     /// `[console]`.
     pub console: Console,
+    /// `[otel]`; `None`: nothing is traced.
+    pub otel: Option<Otel>,
     /// `[shutdown]`.
     pub shutdown: Shutdown,
     /// `[log]`.

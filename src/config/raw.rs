@@ -193,6 +193,7 @@ impl fmt::Display for Kind {
                 write!(f, "a duration from {} to {}", show_duration(*min), show_duration(*max))
             }
             Kind::Size(min, max) => write!(f, "a size from {} to {}", show_size(*min), show_size(*max)),
+            Kind::Ratio => f.write_str("a fraction from 0 to 1, such as 0.01"),
             Kind::Bool => f.write_str("true or false"),
             Kind::Choice(names) => f.write_str(&names.join(", ")),
             Kind::Text(what) | Kind::Secret(what) | Kind::Secrets(what) => f.write_str(what),

@@ -145,6 +145,28 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A fraction from 0 to 1.
+    pub(super) fn ratio(&mut self, path: &str) -> f64 {
+        let default = known(path).default.and_then(|text| text.parse().ok()).unwrap_or(0.0);
+        let Some(given) = self.raw.get(path) else {
+            return default;
+        };
+        let value = match &given.value {
+            ValueKind::Float(value) => Some(*value),
+            ValueKind::I64(value) => Some(*value as f64),
+            ValueKind::String(text) => text.trim().parse::<f64>().ok(),
+            _ => None,
+        };
+        match value {
+            Some(value) if (0.0..=1.0).contains(&value) => value,
+            _ => {
+                let shown = shown(&given.value);
+                self.invalid(path, &shown, "");
+                default
+            }
+        }
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, path: &str) -> bool {
         let default = known(path).default == Some("true");

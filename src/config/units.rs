@@ -1,4 +1,5 @@
-//! Durations (`5ms`) and sizes (`8MiB`): a whole number and a unit, nothing that could be read in two ways.
+//! Durations (`5ms`) and sizes (`8MiB`): a whole number and a unit, nothing that could be read in two ways. What was measured
+//! is shown to people by [`about_size`] instead.
 
 use std::time::Duration;
 
@@ -51,9 +52,22 @@ pub fn show_duration(value: Duration) -> String {
     show(us, &TIME, "s")
 }
 
-/// The shortest text that [`size`] reads back as `bytes`.
+/// The shortest text that [`size`] reads back as `bytes`: for configuration.
 pub fn show_size(bytes: u64) -> String {
     show(bytes, &SIZE[..4], "B")
+}
+
+/// Rounded to a decimal, for people: `512 B`, `1.5 MiB`. It does not read back; for that there is [`show_size`].
+pub fn about_size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        // Beyond that it would be rounded to 1024.0.
+        if value < 1023.95 {
+            return if unit == "B" { format!("{value:.0} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
@@ -122,5 +136,14 @@ mod tests {
         }
         assert_eq!(show_duration(Duration::from_millis(5)), "5ms");
         assert_eq!(show_size(8 << 20), "8MiB");
+    }
+
+    #[test]
+    fn sizes_for_people_are_rounded() {
+        const GIB: u64 = 1 << 30;
+        let sizes = [0, 1023, 1024, 3 << 19, (1 << 20) - 1, 5 * GIB + 7, GIB << 10, u64::MAX].map(about_size);
+        let shown =
+            ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "1.0 MiB", "5.0 GiB", "1.0 TiB", "16777216.0 TiB"];
+        assert_eq!(sizes, shown);
     }
 }

@@ -14,7 +14,7 @@ use super::template::{EVENT_TYPE_MAX, SHORT_STRING_MAX};
 use super::{
     Config, Console, Declare, EventConfig, Format, Http, Log, LogFormat, Mode, Ordering, Poll, Postgres,
     Rabbitmq, Relay, Retention, SecretString, Shutdown, Source, Template, Tls, TlsMode, Unroutable, Wal,
-    queues,
+    otel, queues,
 };
 
 const NAME_MAX: usize = 48;
@@ -45,6 +45,10 @@ pub(super) fn config(raw: &Raw, errors: Vec<String>) -> Result<Config, Vec<Strin
         },
         http: Http { listen: listen(r) },
         console: console(r),
+        otel: {
+            let tls = tls(r, "otel.tls");
+            otel::read(r, tls)
+        },
         shutdown: Shutdown { grace: r.duration("shutdown.grace") },
         log: log(r),
         name,

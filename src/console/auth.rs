@@ -156,7 +156,8 @@ impl Auth {
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.split_once('='));
         let mut sessions = pairs.filter(|(name, _)| name.trim() == self.cookie);
-        sessions.next().is_some_and(|(_, session)| self.holds(session.trim(), now))
+        // An older one of another path or domain may stand before ours.
+        sessions.any(|(_, session)| self.holds(session.trim(), now))
     }
 
     /// Is it one of ours, and not over?

@@ -5,7 +5,7 @@ use super::html::Html;
 use super::live::Now;
 use super::overview::Standing;
 use super::page::{self, Facts};
-use crate::config::units::show_size;
+use crate::config::units::about_size;
 use crate::metrics::Metrics;
 
 pub(super) fn content(now: &Now, metrics: &Metrics, standing: &Result<Standing, Away>) -> Html {
@@ -16,7 +16,7 @@ pub(super) fn content(now: &Now, metrics: &Metrics, standing: &Result<Standing, 
         Ok(standing) => cursor(&mut html, standing),
     }
     html.raw("</section><section><h2>Stream, as this process sees it</h2>");
-    let size = |bytes: i64| show_size(u64::try_from(bytes).unwrap_or(0));
+    let size = |bytes: i64| about_size(u64::try_from(bytes).unwrap_or(0));
     let mut facts = Facts::default();
     facts
         .add("reads by", format!("{} ({})", now.mode, now.mode_reason))

@@ -240,6 +240,11 @@ mod tests {
     }
 
     #[test]
+    fn two_runs_are_told_apart() {
+        assert_ne!(live().now(0, "").run, live().now(0, "").run);
+    }
+
+    #[test]
     fn quantiles_lie_in_their_bucket() {
         let counts = [(0.01, 0), (0.1, 50), (1.0, 100), (f64::INFINITY, 100)];
         let of = |quantile| quantile_ms(&counts, quantile).unwrap();

@@ -108,9 +108,9 @@ pub(super) fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bo
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
         (CACHE_CONTROL, "no-store"),
-        // No page of another origin holds an answer or a window of this one.
+        // No page of another origin holds an answer of this one. (A policy for windows would be refused over plain HTTP, with an
+        // error on every page.)
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }

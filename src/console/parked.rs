@@ -32,11 +32,11 @@ pub(super) fn selector(form: &Form) -> Selector {
     let (kind, id) = match form.untrimmed("key").map(|key| key.split_once(':').ok_or(key)) {
         // An entity's id may begin and end with spaces; its type has none.
         Some(Ok((kind, id))) => (Some(kind.trim()), Some(id).filter(|id| !id.is_empty())),
-        Some(Err(kind)) => (Some(kind.trim()).filter(|kind| !kind.is_empty()), None),
+        Some(Err(kind)) => (Some(kind.trim()), None),
         None => (None, None),
     };
     Selector {
-        aggregate_type: kind.map(str::to_owned),
+        aggregate_type: kind.filter(|kind| !kind.is_empty()).map(str::to_owned),
         aggregate_id: id.map(str::to_owned),
         reason: form.get("reason").and_then(|text| REASONS.into_iter().find(|reason| *reason == text)),
         states: state.map(|(_, state)| *state).into_iter().collect(),
@@ -97,7 +97,7 @@ fn filters(html: &mut Html, form: &Form) {
     choice(html, "state", "State", STATES.iter().map(|(name, _)| *name), form.get("state"));
     choice(html, "reason", "Reason", REASONS.into_iter(), form.get("reason"));
     html.raw("<div><label for=\"key\">Entity</label><input id=\"key\" name=\"key\" maxlength=\"300\" placeholder=\"type or type:id\"")
-        .attr("value", form.get("key").unwrap_or_default())
+        .attr("value", form.untrimmed("key").unwrap_or_default())
         .raw("></div><button>Filter</button></form>");
 }
 
@@ -282,6 +282,12 @@ mod tests {
             (Some("order"), Some("a:b"))
         );
         assert_eq!(of("key=order").aggregate_id, None);
+        let spaced = of("key=+order+%3A+a+");
+        assert_eq!(
+            (spaced.aggregate_type.as_deref(), spaced.aggregate_id.as_deref()),
+            (Some("order"), Some(" a "))
+        );
+        assert_eq!(of("key=%3Aa").aggregate_type, None, "no type is not the empty one");
         assert_eq!(
             of("state=confirmed&reason=x"),
             Selector::default(),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::html::Html;
 use super::page::{self, Facts};
 use crate::config::Template;
-use crate::config::units::show_size;
+use crate::config::units::about_size;
 use crate::event::assemble::partition_key;
 use crate::event::route::routing_key;
 use crate::store::story::{Found, LOOKED_AT_MAX, PAYLOAD_CHARS_MAX, Told};
@@ -129,7 +129,7 @@ fn attributes(html: &mut Html, told: &Told) {
         .add("transaction", event.xid);
     if !told.deletion {
         let bytes = u64::try_from(told.stored_bytes).unwrap_or(0);
-        facts.add("payload, as it is stored", show_size(bytes));
+        facts.add("payload, as it is stored", about_size(bytes));
     }
     facts.into(html);
     html.raw("</details>");

@@ -23,6 +23,7 @@ impl State<'_> {
         self.last_outcome = now;
         let now_us = unix_us();
         for outcome in outcomes {
+            self.metrics.spans.note(&outcome, now_us);
             let message = &outcome.message;
             let lane = self.keys.lane(message.key_hash);
             let Some(slot) = self.held.get(message.seq) else {

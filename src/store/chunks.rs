@@ -24,7 +24,7 @@ pub const CHUNKS_AT_ONCE: usize = 16;
 /// With fewer empty chunks than this, new ones are made.
 pub const EMPTY_MIN: usize = 8;
 /// With fewer than this the tail stays where it is: the writers could reach its range while it is off.
-const EMPTY_TO_START: usize = 2;
+pub(crate) const EMPTY_TO_START: usize = 2;
 /// Tries of a statement that must go through while the tail is off.
 const TRIES_TAIL_OFF: u32 = 60;
 /// Tries where the next call may go on as well.

@@ -5,6 +5,8 @@
 
 use tokio_postgres::{Client, Error, GenericClient, Row, Transaction};
 
+use super::lease::lock_sql;
+
 /// The window in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WindowRow {
@@ -181,17 +183,16 @@ fn decode(row: &Row) -> Result<CursorRow, Error> {
 /// # Errors
 /// SQL.
 pub async fn leader(client: &impl GenericClient, pipeline: &str) -> Result<Option<Leader>, Error> {
-    let row = client
-        .query_opt(
-            "SELECT l.pid, coalesce(a.application_name, '')
-               FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-              WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('statecast:' || $1::text, 0)
-              LIMIT 1",
-            &[&pipeline],
-        )
-        .await?;
+    const LEADER: &str = concat!(
+        "
+        SELECT l.pid, coalesce(a.application_name, '')
+          FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+         WHERE ",
+        lock_sql!("$1::text"),
+        "
+         LIMIT 1"
+    );
+    let row = client.query_opt(LEADER, &[&pipeline]).await?;
     row.map(|row| Ok(Leader { pid: row.try_get(0)?, application: row.try_get(1)? })).transpose()
 }
 

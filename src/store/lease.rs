@@ -21,6 +21,20 @@ use super::cursor::{CursorError, sql};
 use crate::backend::Part;
 use crate::gate::LEASE;
 
+/// In `pg_locks l`: the advisory lock that leads a pipeline of this database, held. `$pipeline`: SQL for its name, as text.
+macro_rules! lock_sql {
+    ($pipeline:literal) => {
+        concat!(
+            "l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('statecast:' || ",
+            $pipeline,
+            ", 0)"
+        )
+    };
+}
+pub(super) use lock_sql;
+
 /// One of a leader's backends. Its number is given again, with the time of its start it is unique.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {

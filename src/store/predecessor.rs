@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Error};
 
-use super::lease::Backend;
+use super::lease::{Backend, lock_sql};
 use crate::backend::Part;
 
 /// For backends that were told to end.
@@ -69,14 +69,15 @@ pub enum Obstacle {
 
 /// `$1` pipeline, `$2` end them, `$3` and `$4` the backends of the row, `$5` names that only a leader has, `$6` the
 /// keeper's, `$7` a standby's, `$8` our epoch (where they are to end).
-const FIND: &str = "
+const FIND: &str = concat!(
+    "
 WITH known AS (
     SELECT * FROM unnest($3::int[], $4::text[]) AS k (pid, started)
 ), locked AS (
-    SELECT pid FROM pg_locks
-     WHERE locktype = 'advisory' AND granted AND objsubid = 1
-       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-       AND (classid::bigint << 32 | objid::bigint) = hashtextextended('statecast:' || $1::text, 0)
+    SELECT l.pid FROM pg_locks l
+         WHERE ",
+    lock_sql!("$1::text"),
+    "
 ), found AS (
     SELECT a.pid, a.application_name, a.usename::text AS login,
            l.pid IS NOT NULL AS locks,
@@ -105,7 +106,8 @@ SELECT pid, application_name, coalesce(quote_ident(login), '?'), locks, may_end,
  WHERE (certain OR may_end)
    -- who has been followed meanwhile would end the new leader
    AND (NOT $2 OR (SELECT epoch FROM statecast.cursor WHERE pipeline = $1) IS NOT DISTINCT FROM $8)
- ORDER BY pid";
+ ORDER BY pid"
+);
 
 /// Whom [`query`] ends.
 #[derive(Clone, Copy)]

@@ -320,16 +320,27 @@ async fn look_aside(
     id: Uuid,
     found: &mut Found,
 ) -> Result<(), Error> {
+    // By steps: each has the statement's limit of time for itself.
     const STRETCH: &str = "WITH stretch AS MATERIALIZED (
-    SELECT k.seq, k.event_id FROM statecast.parked k WHERE k.pipeline = $1 ORDER BY k.seq LIMIT $2
+    SELECT k.seq, k.event_id FROM statecast.parked k WHERE k.pipeline = $1 AND k.seq > $2 ORDER BY k.seq LIMIT $3
 )
-SELECT count(*), min(seq) FILTER (WHERE event_id = $3) FROM stretch";
+SELECT count(*), min(seq) FILTER (WHERE event_id = $4), max(seq) FROM stretch";
     const BY_SEQ: &str =
         concat!(columns!("k"), " FROM statecast.parked k WHERE k.pipeline = $1 AND k.seq = $2");
-    let row = client.query_one(STRETCH, &[&pipeline, &LOOKED_AT_MAX, &id]).await?;
-    found.looked_aside = row.try_get(0)?;
-    if let Some(seq) = row.try_get::<_, Option<i64>>(1)? {
-        found.told = tell(client, BY_SEQ, &[&pipeline, &seq]).await?.pop().map(Box::new);
+    let mut after_seq = i64::MIN;
+    while found.looked_aside < LOOKED_AT_MAX {
+        let limit = STEP_ROWS.min(LOOKED_AT_MAX - found.looked_aside);
+        let row = client.query_one(STRETCH, &[&pipeline, &after_seq, &limit, &id]).await?;
+        let rows: i64 = row.try_get(0)?;
+        found.looked_aside += rows;
+        if let Some(seq) = row.try_get::<_, Option<i64>>(1)? {
+            found.told = tell(client, BY_SEQ, &[&pipeline, &seq]).await?.pop().map(Box::new);
+            return Ok(());
+        }
+        match row.try_get(2)? {
+            Some(last) if rows == limit => after_seq = last,
+            _ => return Ok(()),
+        }
     }
     Ok(())
 }

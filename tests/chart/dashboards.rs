@@ -153,7 +153,10 @@ fn the_runbook_is_shown_as_it_is_written() {
         std::fs::write(files::path(RUNBOOK), serde_json::to_string_pretty(&dashboard).unwrap() + "\n")
             .unwrap();
     } else {
-        assert_eq!(dashboard["panels"], Value::from(panels), "run this test with UPDATE_DOCS=1");
+        assert!(
+            dashboard["panels"] == Value::from(panels),
+            "{RUNBOOK} is not docs/runbook.md: run this test with UPDATE_DOCS=1"
+        );
     }
 }
 

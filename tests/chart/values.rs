@@ -14,7 +14,7 @@ const EXAMPLES: &str = "helm/statecast/examples";
 
 /// Keys that the chart sets from other values than `config`.
 const OF_THE_CHART: [&str; 3] = ["postgres.", "rabbitmq.tls.", "http."];
-const OF_THE_CHART_BY_NAME: [&str; 8] = [
+const OF_THE_CHART_BY_NAME: [&str; 9] = [
     "rabbitmq.urls",
     "rabbitmq.urls_file",
     "rabbitmq.management_url",
@@ -23,6 +23,7 @@ const OF_THE_CHART_BY_NAME: [&str; 8] = [
     "console.token",
     "console.token_file",
     "console.show_payload",
+    "otel.headers",
 ];
 
 fn validator() -> Validator {
@@ -176,6 +177,8 @@ fn wrong_values_are_refused() {
         ("postgres.url.secret", json!("postgres://user:password@db/app"), json!("db.example")),
         ("postgres.url.key", json!("a/b"), json!("postgres-url")),
         ("rabbitmq.urls", json!("amqp://user:password@mq"), json!({ "secret": "a", "key": "b" })),
+        ("config.otel.sample", json!(2), json!(0.5)),
+        ("config.otel.endpoint", json!("http://user:password@collector"), json!("http://collector:4318")),
         ("postgres.tls.mode", json!("require"), json!("verify")),
         (
             "rabbitmq.tls.ca",

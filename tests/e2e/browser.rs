@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use statecast::sandbox::free_port;
 
@@ -17,9 +16,13 @@ const POLL: Duration = Duration::from_millis(50);
 /// Name of an element's reference in the protocol.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
+/// Ends its process group, which driver and browser are in, when this process has ended, however it did: then its end of the
+/// pipe is closed.
+const WATCHER: &str = r#""$@" & cat >/dev/null; kill -KILL 0"#;
+
 /// One browser with one page. Dropped, it is gone with its driver.
 pub struct Browser {
-    driver: Child,
+    watcher: Child,
     port: u16,
     session: String,
     _profile: tempfile::TempDir,
@@ -28,18 +31,22 @@ pub struct Browser {
 impl Browser {
     pub fn start() -> Browser {
         let (port, profile) = (free_port().unwrap(), tempfile::tempdir().unwrap());
-        let mut command = Command::new("chromedriver");
-        command
+        let watcher = Command::new("sh")
+            .args(["-c", WATCHER, "sh", "chromedriver"])
             .arg(format!("--port={port}"))
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        // Its own group, so that the browser ends with it whatever happens.
-        let driver = command.process_group(0).spawn().expect("chromedriver (Debian: chromium-driver)");
-        let mut browser = Browser { driver, port, session: String::new(), _profile: profile };
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut browser = Browser { watcher, port, session: String::new(), _profile: profile };
         let deadline = Instant::now() + LIMIT;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "chromedriver does not answer");
+            assert!(
+                Instant::now() < deadline,
+                "chromedriver does not answer (Debian: apt install chromium-driver)"
+            );
             std::thread::sleep(POLL);
         }
         let profile = format!("--user-data-dir={}", browser._profile.path().display());
@@ -170,10 +177,9 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        if let Some(group) = Pid::from_raw(i32::try_from(self.driver.id()).unwrap_or(0)) {
-            let _ = rustix::process::kill_process_group(group, Signal::KILL);
-        }
-        let _ = self.driver.wait();
+        // The pipe is closed, which the watcher notices.
+        drop(self.watcher.stdin.take());
+        let _ = self.watcher.wait();
     }
 }
 

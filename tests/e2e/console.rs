@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use statecast::sandbox::free_port;
 use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::browser::Browser;
@@ -13,35 +14,38 @@ use crate::servers::{self, Topology, connect, unique};
 
 const TOKEN: &str = "secret-of-the-console-0815";
 const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Between two events of a load.
+const WRITE_INTERVAL: Duration = Duration::from_millis(50);
 /// Would change the title if any of it ran.
 const XSS: &str = "\"><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>";
 
 /// A relay with a console; orders and items have a queue, nothing else.
 struct Site {
     topology: Topology,
+    database: String,
     client: Client,
     relay: Relay,
     url: String,
 }
 
 impl Site {
-    async fn new(host: [u8; 4]) -> Site {
-        let url = servers::fresh_database().await;
+    async fn new() -> Site {
+        let database = servers::fresh_database().await;
         let topology = Topology::new(servers::rabbitmq().await.url());
         topology.declare_exchange().await;
         topology.declare_queue("order.#", &[]).await;
         topology.bind("item.#").await;
-        let console = SocketAddr::from((host, free_port().unwrap()));
-        let invocation = Invocation::run(&url, &topology, &unique("shop"))
+        let console = SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
+        let invocation = Invocation::run(&database, &topology, &unique("shop"))
             .with("STATECAST_CONSOLE__LISTEN", &console.to_string())
             .with("STATECAST_CONSOLE__TOKEN", TOKEN)
             .with("STATECAST_CONSOLE__SHOW_PAYLOAD", "true")
             .with("STATECAST_UNROUTABLE__PARK_AFTER", "1s");
         invocation.arguments(&["install"]).succeed().await;
-        let client = connect(&url).await.unwrap();
+        let client = connect(&database).await.unwrap();
         let relay = invocation.start();
         relay.wait_ready(READY_LIMIT).await.unwrap();
-        Site { topology, client, relay, url: format!("http://127.0.0.1:{}", console.port()) }
+        Site { topology, database, client, relay, url: format!("http://{console}") }
     }
 
     async fn publish(&self, kind: &str, id: &str) -> Uuid {
@@ -49,6 +53,17 @@ impl Site {
         let headers = serde_json::json!({ "note": XSS }).to_string();
         let sql = "SELECT statecast.publish($1, $2, 'placed', $3::text::json, headers => $4::text::json)";
         self.client.query_one(sql, &[&kind, &id, &payload, &headers]).await.unwrap().get(0)
+    }
+
+    /// Writes events of one order until it is dropped.
+    async fn load(&self) -> AbortOnDropHandle<()> {
+        let client = connect(&self.database).await.unwrap();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let sql = "SELECT statecast.publish('order', 'busy', 'placed', '{\"state\": \"placed\"}')";
+            while client.execute(sql, &[]).await.is_ok() {
+                tokio::time::sleep(WRITE_INTERVAL).await;
+            }
+        }))
     }
 
     fn open(&self, browser: &Browser, path: &str) {
@@ -66,6 +81,12 @@ impl Site {
     }
 }
 
+/// In the plot of `series`, a line between two points at least.
+fn has_line(series: &str, path: &str) -> String {
+    let path = format!("document.querySelector('.plot[data-series=\"{series}\"] path.{path}')");
+    format!("return {path}.getAttribute('d').includes('L')")
+}
+
 /// Nothing ran that others wrote, nothing was refused by the policy, nothing is wider than the window.
 fn assert_well(browser: &Browser, page: &str) {
     assert_eq!(browser.complaints(), Vec::<String>::new(), "{page}");
@@ -80,7 +101,7 @@ fn assert_well(browser: &Browser, page: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs chromium and chromedriver: make e2e"]
 async fn console_pages_load_live_figures_move_and_search_finds() {
-    let site = Site::new([127, 0, 0, 1]).await;
+    let site = Site::new().await;
     let browser = Browser::start();
     site.log_in(&browser);
     assert!(browser.text().contains("ready"));
@@ -90,13 +111,15 @@ async fn console_pages_load_live_figures_move_and_search_finds() {
     for n in 0..400 {
         site.publish("order", &format!("{}", n % 20)).await;
         if n % 100 == 99 {
-            tokio::time::sleep(Duration::from_millis(1100)).await;
+            browser.wait_for(&format!("{total} === {}", n + 1));
         }
     }
-    browser
-        .wait_for("return Number(document.querySelector('[data-live=confirmed_total]').textContent) === 400");
-    browser.wait_for("return document.querySelector('.plot path.first').getAttribute('d').length > 20");
-    browser.wait_for("return /^[0-9.]+ ms$/.test(document.querySelector('[data-live=p99]').textContent) || document.querySelectorAll('.plot')[1].querySelector('path.first').getAttribute('d').length > 5");
+    browser.wait_for(&has_line("confirmed read", "first"));
+    // The tile is of the last second, so it needs events in every one.
+    let load = site.load().await;
+    browser.wait_for("return /^[0-9.]+ ms$/.test(document.querySelector('[data-live=p99]').textContent)");
+    browser.wait_for(&has_line("p50_ms p99_ms", "second"));
+    drop(load);
     assert_well(&browser, "overview");
     browser.picture("overview-light.png");
 
@@ -139,7 +162,7 @@ async fn console_pages_load_live_figures_move_and_search_finds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs chromium and chromedriver: make e2e"]
 async fn console_retries_a_parked_event_by_click_with_the_token_and_not_without() {
-    let site = Site::new([127, 0, 0, 1]).await;
+    let site = Site::new().await;
     let browser = Browser::start();
     // More routing keys must be taken than not, or it is an outage in which nothing is parked.
     site.publish("order", "1").await;
@@ -199,7 +222,7 @@ async fn console_retries_a_parked_event_by_click_with_the_token_and_not_without(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs chromium and chromedriver: make e2e"]
 async fn console_asks_for_the_token() {
-    let site = Site::new([127, 0, 0, 1]).await;
+    let site = Site::new().await;
     let browser = Browser::start();
     site.open(&browser, "/events");
     assert!(browser.text().contains("Token") && !browser.text().contains("seq"), "{}", browser.text());

@@ -19,6 +19,7 @@
 )]
 
 mod browser;
+mod collector;
 mod console;
 mod faults;
 #[path = "../chart/files.rs"]

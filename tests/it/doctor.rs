@@ -259,6 +259,14 @@ async fn a_healthy_installation_has_nothing_worse_than_info() {
     }
     report.must_say("catch-all", "info", &[&site.topology.queue]);
 
+    // A running stream is no slot that holds vacuum back, however few transactions are allowed.
+    for _ in 0..20 {
+        site.sql("SELECT pg_current_xact_id()").await;
+    }
+    let young = Report::of(&site.statecast, &["--horizon-age", "1"]).await;
+    let holders: Vec<&Found> = young.with("vacuum-horizon").collect();
+    assert!(holders.iter().all(|found| !found.holds(&["catalog of slot"])), "{holders:#?}");
+
     // For people the same, and with the relay's own login: not a superuser, but a member of statecast_relay.
     site.sql("CREATE ROLE relay LOGIN REPLICATION; GRANT statecast_relay TO relay; GRANT pg_read_all_stats TO relay").await;
     let login =

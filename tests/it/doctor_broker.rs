@@ -127,6 +127,22 @@ async fn bindings_that_are_missing_or_hidden() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_types_are_not_known_is_said() {
+    let site = Site::shared(true).await;
+    site.publish("placed").await;
+    site.sql("BEGIN; LOCK TABLE statecast.outbox").await;
+    // lock_not_available
+    site.report().await.must_say("type-unbound", "not examined", &["not known", "55P03"]);
+    site.sql("ROLLBACK").await;
+    site.report().await.must_be_ok("type-unbound");
+    let nobody = "postgres://nobody@127.0.0.1:1/none".to_owned();
+    for (url, why) in [(fresh_database().await, "no schema"), (nobody, "no connection")] {
+        let statecast = site.statecast.clone().with("STATECAST_POSTGRES__URL", &url);
+        Report::of(&statecast, &[]).await.must_say("type-unbound", "not examined", &["not known", why]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queues_that_lose_or_pile_up() {
     let site = Site::shared(true).await;
     let (_connection, channel) = site.topology.channel().await;

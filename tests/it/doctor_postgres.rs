@@ -3,11 +3,13 @@
 use statecast::sandbox::{Pgbouncer, PoolMode, Postgres, PostgresOptions};
 use statecast::source::replication;
 use statecast::source::wal::names;
+use tokio_postgres::error::SqlState;
 
 use crate::doctor::{LIMIT, Report, Shared, Site, shared};
 use crate::pg;
 use crate::process::Invocation;
 use crate::servers::{self, Topology, connect, unique};
+use crate::wal_bench::wait_until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_and_walsenders() {
@@ -92,6 +94,35 @@ async fn old_transactions_and_the_horizon() {
     let report = Report::of(&login, &limits).await;
     report.must_say("vacuum-horizon", "warning", &["catalog of slot debezium"]);
     report.must_say("transaction-long", "not examined", &["GRANT pg_read_all_stats TO relay"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vacuum_does_not_hold_the_horizon() {
+    let site = Site::shared(false).await;
+    // More than a thousand pages with a rest after each: nobody waits for the end.
+    site.sql("CREATE TABLE t WITH (autovacuum_enabled = off) AS SELECT generate_series(1, 300000) AS i")
+        .await;
+    let vacuum = connect(&site.url).await.unwrap();
+    let pid = pg::number(&vacuum, "SELECT pg_backend_pid()::bigint").await;
+    vacuum.batch_execute("SET vacuum_cost_delay = '100ms'; SET vacuum_cost_limit = 1").await.unwrap();
+    let running = tokio::spawn(async move { vacuum.batch_execute("VACUUM t").await });
+    wait_until(
+        &site.client,
+        &format!(
+            "EXISTS (SELECT FROM pg_stat_progress_vacuum WHERE pid = {pid} AND phase = 'scanning heap')"
+        ),
+    )
+    .await;
+    for _ in 0..20 {
+        site.sql("SELECT pg_current_xact_id()").await;
+    }
+    let report = Report::of(&site.statecast, &["--horizon-age", "10"]).await;
+    let place = format!("backend {pid},");
+    let holders: Vec<_> = report.with("vacuum-horizon").collect();
+    assert!(holders.iter().all(|found| !found.holds(&[&place])), "{holders:#?}");
+    site.sql(&format!("SELECT pg_cancel_backend({pid})")).await;
+    let ended = running.await.unwrap().unwrap_err();
+    assert_eq!(ended.code(), Some(&SqlState::QUERY_CANCELED), "it was running meanwhile: {ended}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -60,6 +60,8 @@ mod schema;
 mod scripted;
 mod servers;
 mod sink;
+#[cfg(feature = "otel")]
+mod spans;
 mod takeover;
 mod takeover_bench;
 mod takeover_paused;

@@ -74,7 +74,8 @@ impl Summary {
 pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let config = context.load()?;
     let (mut findings, types) = Box::pin(postgres::examine(&config, args)).await;
-    findings.extend(Box::pin(rabbitmq::examine(&config, types.as_deref())).await);
+    let types = types.as_deref().map_err(String::as_str);
+    findings.extend(Box::pin(rabbitmq::examine(&config, types)).await);
     findings.extend(certificates::own(&config));
     in_order(&mut findings);
     let summary = Summary::of(&findings);

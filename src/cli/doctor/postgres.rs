@@ -17,15 +17,19 @@ use crate::store::examine::{
 };
 use crate::store::preflight::{PreflightError, own_processes};
 
-/// Findings, and the types that the outbox has seen, where it could be read.
-pub(super) async fn examine(config: &Config, args: &Args) -> (Vec<Finding>, Option<Vec<EventType>>) {
+/// The types that the outbox has lately seen, or in a line why they are not known.
+pub(super) type Types = Result<Vec<EventType>, String>;
+
+/// Findings, and what is in the outbox.
+pub(super) async fn examine(config: &Config, args: &Args) -> (Vec<Finding>, Types) {
     let mut findings = several(config).await;
     let (client, _guard) = match connect(config, "doctor").await {
         Ok(connected) => connected,
         Err(error) => {
             findings.push(Finding::error(Code::PostgresUnreachable, "", describe(&error)));
-            findings.extend(rest(&findings, "no connection"));
-            return (findings, None);
+            let why = "no connection";
+            findings.extend(rest(&findings, why));
+            return (findings, Err(why.to_owned()));
         }
     };
     findings.extend(certificates::postgres(config).await);
@@ -35,12 +39,14 @@ pub(super) async fn examine(config: &Config, args: &Args) -> (Vec<Finding>, Opti
     findings.push(pooler);
     if !alone {
         // The settings that make this examination harmless would stay in the pool.
-        findings.extend(rest(&findings, "no session of its own behind a pooler"));
-        return (findings, None);
+        let why = "no session of its own behind a pooler";
+        findings.extend(rest(&findings, why));
+        return (findings, Err(why.to_owned()));
     }
     if let Err(error) = examine::begin(&client).await {
-        findings.extend(rest(&findings, &describe(&error)));
-        return (findings, None);
+        let why = describe(&error);
+        findings.extend(rest(&findings, &why));
+        return (findings, Err(why));
     }
     let (more, types) = server(&client, config, args).await;
     findings.extend(more);
@@ -105,7 +111,7 @@ async fn pooler(client: &Client, config: &Config) -> Finding {
 }
 
 /// Everything that needs a session of its own.
-async fn server(client: &Client, config: &Config, args: &Args) -> (Vec<Finding>, Option<Vec<EventType>>) {
+async fn server(client: &Client, config: &Config, args: &Args) -> (Vec<Finding>, Types) {
     let (prefix, stream) = (names::slot_prefix(&config.name), names::application_name(&config.name));
     let limit_ms = i64::try_from(args.long_transaction.as_millis()).unwrap_or(i64::MAX);
     let mut findings = fitness::server(client).await;
@@ -117,8 +123,9 @@ async fn server(client: &Client, config: &Config, args: &Args) -> (Vec<Finding>,
     let (installed, schema) = fitness::schema(client).await;
     findings.extend(schema);
     if !installed {
-        findings.extend(rest_of_outbox("there is no schema that this program can use"));
-        return (findings, None);
+        let why = "there is no schema that this program can use";
+        findings.extend(rest_of_outbox(why));
+        return (findings, Err(why.to_owned()));
     }
     findings.extend(fitness::installation(client, &config.name).await);
     findings.extend(leader::examine(client, &config.name).await);
@@ -127,16 +134,17 @@ async fn server(client: &Client, config: &Config, args: &Args) -> (Vec<Finding>,
     findings.extend(more);
     findings.extend(or_why(cursors::examine(client, state.as_ref()).await, cursors::CODES));
     findings.extend(writers::examine(client, args.rows).await);
-    let seen = types::seen(client, args.rows).await.ok();
-    let seen = seen.map(|seen| {
-        let one = |seen: types::SeenType| EventType {
-            aggregate_type: seen.aggregate_type,
-            aggregate_id: seen.aggregate_id,
-            event_type: seen.event_type,
-        };
-        seen.into_iter().map(one).collect()
-    });
-    (findings, seen)
+    (findings, seen(client, args.rows).await)
+}
+
+async fn seen(client: &Client, rows: i64) -> Types {
+    let seen = types::seen(client, rows).await.map_err(|error| describe(&error))?;
+    let one = |seen: types::SeenType| EventType {
+        aggregate_type: seen.aggregate_type,
+        aggregate_id: seen.aggregate_id,
+        event_type: seen.event_type,
+    };
+    Ok(seen.into_iter().map(one).collect())
 }
 
 fn rest_of_outbox(why: &str) -> Vec<Finding> {

@@ -13,8 +13,8 @@ use crate::sink::management::Management;
 use crate::store::examine::clock::Skew;
 use crate::tls::peer;
 
-/// `types`: what the outbox has seen, where it could be read.
-pub(super) async fn examine(config: &Config, types: Option<&[EventType]>) -> Vec<Finding> {
+/// `types`: what the outbox has seen, or why that is not known.
+pub(super) async fn examine(config: &Config, types: Result<&[EventType], &str>) -> Vec<Finding> {
     let (connection, mut findings) = brokers(&config.rabbitmq, &config.name).await;
     match connection {
         Some(connection) => {
@@ -58,7 +58,7 @@ fn unreachable(failed: &[String], all: usize) -> Vec<Finding> {
     failed.iter().map(|text| make(CODE, "", text)).collect()
 }
 
-async fn over_management(config: &Config, types: Option<&[EventType]>) -> Vec<Finding> {
+async fn over_management(config: &Config, types: Result<&[EventType], &str>) -> Vec<Finding> {
     let all = |why: &str| {
         let codes =
             Code::ALL.iter().filter(|code| code.row().server == Server::Rabbitmq && code.row().management);

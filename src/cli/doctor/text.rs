@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::{Summary, counted};
+use crate::cli::plain::plain;
 use crate::finding::{Finding, Severity};
 
 pub(super) fn write(out: &mut impl Write, summary: Summary, findings: &[Finding]) -> io::Result<()> {
@@ -43,11 +44,6 @@ fn problem(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
     Ok(())
 }
 
-/// Names on the servers are anybody's: nothing of them may move a terminal's cursor.
-fn plain(text: &str) -> String {
-    text.replace(|c: char| c.is_control(), " ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,7 +55,7 @@ mod tests {
             Finding::ok_with(Code::Schema, "version 1.2"),
             Finding::not_examined(Code::TypeUnbound, "no URL"),
             Finding::not_examined(Code::CatchAll, "no URL"),
-            Finding::warning(Code::SlotForeign, "slot \x1b[31mx", "is big").with_remedy("drop it"),
+            Finding::warning(Code::SlotForeign, "slot \x1b[31mx\u{202e}y", "is big").with_remedy("drop it"),
             Finding::error(Code::Pooler, "postgres.url", "pooled"),
         ];
         let mut out = Vec::new();
@@ -72,7 +68,7 @@ mod tests {
                 "error    pooler  PostgreSQL, postgres.url",
                 "         pooled",
                 "         → connect to PostgreSQL itself, or to a pool with `pool_mode = session`",
-                "warning  slot-foreign  PostgreSQL, slot  [31mx",
+                "warning  slot-foreign  PostgreSQL, slot  [31mx y",
                 "         is big",
                 "         → drop it",
                 "not examined (no URL): type-unbound, catch-all",

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use super::scrape::clean;
 use super::state::{Database, Facts, State};
-use super::text::{count, counted, interval, quantile, rate, seconds, size, sparkline};
+use super::text::{count, counted, interval, quantile, rate, seconds, sparkline};
+use crate::config::units::about_size;
 use crate::store::parked::counts::Count;
 
 /// Columns of a row's name.
@@ -252,7 +253,7 @@ fn servers(state: &State, rows: &mut Vec<Row>) {
     let row = if figures.streaming {
         let lag = Some(figures.wal_lag_s).filter(|lag| *lag > 0.0);
         let lag = lag.map_or_else(|| "no lag".to_owned(), |lag| format!("{} behind", seconds(lag)));
-        row.with(Tone::Plain, format!("{lag}, {} of WAL retained", size(figures.wal_retained)))
+        row.with(Tone::Plain, format!("{lag}, {} of WAL retained", about_size(figures.wal_retained as u64)))
     } else {
         row.with(Tone::Dim, "none now")
     };
@@ -284,7 +285,7 @@ fn surroundings(state: &State, rows: &mut Vec<Row>) {
                 "{}, {} empty ahead, {}, last seq {}",
                 counted(chunks.attached as f64, "chunk", "chunks"),
                 chunks.empty_ahead,
-                size(chunks.bytes as f64),
+                about_size(chunks.bytes),
                 count(chunks.last_seq as f64),
             );
             rows.push(Row::new("outbox").with(Tone::Plain, text).with(Tone::Bad, tail));
@@ -296,7 +297,8 @@ fn surroundings(state: &State, rows: &mut Vec<Row>) {
             rows.push(Row::new("ledger").with(Tone::Plain, text));
         }
         (None, Some(figures)) => {
-            let (chunks, bytes) = (counted(figures.chunks, "chunk", "chunks"), size(figures.outbox_bytes));
+            let chunks = counted(figures.chunks, "chunk", "chunks");
+            let bytes = about_size(figures.outbox_bytes as u64);
             rows.push(Row::new("outbox").with(Tone::Plain, format!("{chunks}, {bytes}")));
         }
         (None, None) => {}

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use super::exposition::Exposition;
 use super::figures::Figures;
+use crate::cli::plain::harmless;
 
 /// For one request, from connecting to the last byte.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -163,13 +164,8 @@ impl Ready {
     }
 }
 
-/// One line without anything that a terminal acts on: control characters, and marks that turn the direction of text.
+/// One line, not too long, without anything that a terminal acts on.
 pub(super) fn clean(text: &str) -> String {
-    let harmless = |c: char| match c {
-        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => ' ',
-        c if c.is_control() => ' ',
-        c => c,
-    };
     text.trim().chars().map(harmless).take(TEXT_MAX).collect()
 }
 

@@ -65,18 +65,6 @@ pub(super) fn quantile(quantile: Option<Quantile>) -> String {
     }
 }
 
-/// `512 B`, `1.5 MiB`.
-pub(super) fn size(bytes: f64) -> String {
-    let mut value = bytes;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value.abs() < 1023.95 {
-            return if unit == "B" { format!("{value:.0} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
-}
-
 /// One character per value, its height a share of the largest; the last `width` values.
 pub(super) fn sparkline(values: &[f64], width: usize) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -115,12 +103,6 @@ mod tests {
         assert_eq!(times, ["0.0 ms", "0.4 ms", "12 ms", "1.0 s", "61.0 s", "3m 20s", "5h 10m", "3d 4h", "?"]);
         assert_eq!(quantile(Some(Quantile::Above(60.0))), "over 60.0 s");
         assert_eq!(quantile(None), "-");
-    }
-
-    #[test]
-    fn sizes_have_a_fitting_unit() {
-        let sizes = [0.0, 1023.0, 1024.0, 1.5 * 1048576.0, 1024.0 * 1024.0 * 1048576.0].map(size);
-        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "1.0 TiB"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 
 mod documents;
+mod otel;
 mod secrets;
 
 const PG: &str = "postgres://app:hunter2@db:5432/shop";

@@ -93,18 +93,18 @@ fn unbound_types(
     unknown: usize,
 ) -> Finding {
     const CODE: Code = Code::TypeUnbound;
-    match context.types {
-        None => Finding::not_examined(CODE, "the outbox could not be read"),
-        Some([]) => Finding::ok_with(CODE, "the outbox holds no event yet"),
-        Some(_) if !unbound.is_empty() => {
+    match context.seen(CODE) {
+        Err(not_examined) => not_examined,
+        Ok([]) => Finding::ok_with(CODE, "the outbox holds no event yet"),
+        Ok(_) if !unbound.is_empty() => {
             let text = format!("no queue takes {}", listed(unbound, NAMES_MAX));
             Finding::error(CODE, place, text)
         }
-        Some(_) if unknown > 0 => Finding::not_examined(
+        Ok(_) if unknown > 0 => Finding::not_examined(
             CODE,
             format!("{unknown} of {} routing keys pass an exchange whose rule is not known here", keys.len()),
         ),
-        Some(_) => {
+        Ok(_) => {
             Finding::ok_with(CODE, format!("all of the {} routing keys seen lately have a queue", keys.len()))
         }
     }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use crate::finding::Severity;
 
-    fn found(root: Exchange, types: Option<&[EventType]>) -> Vec<(Code, Severity, String)> {
+    fn found(root: Exchange, types: Result<&[EventType], &str>) -> Vec<(Code, Severity, String)> {
         let (config, account) = (config(), account());
         let context = Context { config: &config, pipeline: "p", account: &account, types };
         let sink = exchange("fanout", &[("queue", "rest", "")]);
@@ -144,22 +144,24 @@ mod tests {
     #[test]
     fn types_need_a_queue() {
         let all =
-            found(exchange("topic", &[("queue", "q", "order.placed")]), Some(&types(&["placed", "paid"])));
+            found(exchange("topic", &[("queue", "q", "order.placed")]), Ok(&types(&["placed", "paid"])));
         assert_eq!(one(&all, Code::TypeUnbound), (Severity::Error, "no queue takes order.paid"));
-        let all = found(exchange("topic", &[("queue", "q", "order.*")]), Some(&types(&["placed", "paid"])));
+        let all = found(exchange("topic", &[("queue", "q", "order.*")]), Ok(&types(&["placed", "paid"])));
         assert_eq!(one(&all, Code::TypeUnbound).0, Severity::Ok);
         assert_eq!(one(&all, Code::CatchAll).0, Severity::Ok);
-        let all = found(exchange("headers", &[("queue", "q", "")]), Some(&types(&["placed"])));
+        let all = found(exchange("headers", &[("queue", "q", "")]), Ok(&types(&["placed"])));
         assert_eq!(one(&all, Code::TypeUnbound).0, Severity::NotExamined);
-        assert_eq!(one(&found(exchange("topic", &[]), None), Code::TypeUnbound).0, Severity::NotExamined);
-        assert_eq!(one(&found(exchange("topic", &[]), Some(&[])), Code::TypeUnbound).0, Severity::Ok);
+        assert_eq!(one(&found(exchange("topic", &[]), Ok(&[])), Code::TypeUnbound).0, Severity::Ok);
+        let all = found(exchange("topic", &[]), Err("no connection"));
+        let text = "the types in the outbox are not known: no connection";
+        assert_eq!(one(&all, Code::TypeUnbound), (Severity::NotExamined, text));
     }
 
     #[test]
     fn an_alternate_exchange_hides_what_is_missing() {
         let mut root = exchange("topic", &[("queue", "q", "order.placed")]);
         root.alternate = Some("rest".into());
-        let all = found(root, Some(&types(&["placed", "paid"])));
+        let all = found(root, Ok(&types(&["placed", "paid"])));
         let (severity, text) = one(&all, Code::AlternateExchange);
         assert!(severity == Severity::Warning && text.ends_with("; order.paid go there"), "{text}");
         assert_eq!(one(&all, Code::TypeUnbound).0, Severity::Ok, "it has a queue");
@@ -168,7 +170,7 @@ mod tests {
     #[test]
     fn a_catch_all_hides_what_is_missing_where_others_are_specific() {
         let seen = types(&["placed", "paid"]);
-        let root = |bindings: &[(&str, &str, &str)]| found(exchange("topic", bindings), Some(&seen));
+        let root = |bindings: &[(&str, &str, &str)]| found(exchange("topic", bindings), Ok(&seen));
         let all = root(&[("queue", "q", "order.placed"), ("queue", "log", "#")]);
         let (severity, text) = one(&all, Code::CatchAll);
         assert!(severity == Severity::Warning && text.ends_with("takes order.paid"), "{text}");
@@ -181,7 +183,7 @@ mod tests {
     fn an_exchange_stays_and_has_bindings() {
         // The graph of these tests has another exchange with a queue.
         let (config, account) = (config(), account());
-        let context = Context { config: &config, pipeline: "p", account: &account, types: None };
+        let context = Context { config: &config, pipeline: "p", account: &account, types: Ok(&[]) };
         let root = Exchange { durable: false, ..exchange("topic", &[]) };
         let exchanges = [("e".to_owned(), root)].into();
         let all = judge(&Graph { root: "e".into(), exchanges, truncated: false }, &context);

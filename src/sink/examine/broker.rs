@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use super::NAMES_MAX;
 use super::routing::Graph;
 use super::shapes::{NodeShape, QueueShape};
-use crate::config::units::show_size;
+use crate::config::units::about_size;
 use crate::finding::{Code, Finding, listed};
 
 pub(super) fn judge(nodes: &[NodeShape]) -> Vec<Finding> {
-    let size = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), show_size);
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), about_size);
     let mut findings = Vec::new();
     for node in nodes {
         let mut say = |text: String| {
@@ -78,7 +78,10 @@ mod tests {
         let found = judge(&nodes);
         let texts: Vec<&str> = found.iter().map(|finding| finding.what.as_str()).collect();
         assert_eq!(texts.len(), 4, "{texts:?}");
-        assert!(texts[0].contains("2KiB in use, limit 1KiB") && texts[3].ends_with("a, b"), "{texts:?}");
+        assert!(
+            texts[0].contains("2.0 KiB in use, limit 1.0 KiB") && texts[3].ends_with("a, b"),
+            "{texts:?}"
+        );
         assert!(found.iter().all(|finding| finding.severity == Severity::Error));
         assert_eq!(judge(&nodes[..1])[0].severity, Severity::Ok);
         assert!(judge(&[]).is_empty());

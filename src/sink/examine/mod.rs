@@ -74,17 +74,27 @@ struct Context<'a> {
     config: &'a Rabbitmq,
     pipeline: &'a str,
     account: &'a Account,
-    /// `None`: the outbox could not be read.
-    types: Option<&'a [EventType]>,
+    /// What the outbox has lately seen, or in a line why that is not known.
+    types: Result<&'a [EventType], &'a str>,
 }
 
-/// Asks the API for everything and judges it. `types`: what the outbox has lately seen, if that is known.
+impl<'a> Context<'a> {
+    /// The types, or what `code` says without them.
+    fn seen(&self, code: Code) -> Result<&'a [EventType], Finding> {
+        self.types.map_err(|why| {
+            Finding::not_examined(code, format!("the types in the outbox are not known: {why}"))
+        })
+    }
+}
+
+/// Asks the API for everything and judges it. `types`: what the outbox has lately seen, or in a
+/// line why that is not known.
 pub async fn examine(
     management: &mut Management,
     config: &Rabbitmq,
     pipeline: &str,
     account: &Account,
-    types: Option<&[EventType]>,
+    types: Result<&[EventType], &str>,
 ) -> Vec<Finding> {
     let context = Context { config, pipeline, account, types };
     let version = match management.get::<OverviewShape>("overview").await {

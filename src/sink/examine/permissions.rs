@@ -72,8 +72,12 @@ fn topic(topics: &[TopicShape], context: &Context<'_>, place: &str) -> Vec<Findi
     // The broker puts these into the pattern as they are.
     let account = context.account;
     let pattern = topic.write.replace("{username}", &account.user).replace("{vhost}", &account.vhost);
+    let types = match context.seen(CODE) {
+        Ok(types) => types,
+        Err(not_examined) => return vec![not_examined],
+    };
     let mut refused = Vec::new();
-    for seen in context.types.unwrap_or_default() {
+    for seen in types {
         let key = seen.routing_key(&config.routing_key);
         match allows(&pattern, &key) {
             Ok(true) => {}
@@ -127,7 +131,7 @@ mod tests {
             arguments: Vec::new(),
         }];
         let account = account();
-        let context = Context { config: &config, pipeline: "p", account: &account, types: None };
+        let context = Context { config: &config, pipeline: "p", account: &account, types: Ok(&[]) };
         judge(granted, &[], &context).pop()
     }
 
@@ -156,11 +160,15 @@ mod tests {
         let seen =
             EventType { aggregate_type: "order".into(), aggregate_id: "1".into(), event_type: "paid".into() };
         let types = [seen];
-        let context = Context { config: &config, pipeline: "p", account: &account, types: Some(&types) };
+        let context = Context { config: &config, pipeline: "p", account: &account, types: Ok(&types) };
         let all = granted(".*", ".*", ".*");
         let topic = |write: &str| TopicShape { exchange: "statecast.events".into(), write: write.into() };
         assert!(judge(Some(&all), &[topic("^order\\.")], &context).is_empty());
         let refused = judge(Some(&all), &[topic("^{username}\\.")], &context);
         assert!(refused[0].what.contains("order.paid") && refused[0].what.contains("^app"), "{refused:?}");
+        let context = Context { types: Err("no connection"), ..context };
+        assert!(judge(Some(&all), &[], &context).is_empty());
+        let unknown = judge(Some(&all), &[topic("^order\\.")], &context);
+        assert_eq!(unknown[0].severity, Severity::NotExamined, "{unknown:?}");
     }
 }

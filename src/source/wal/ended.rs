@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::facts::Obstacle;
-use crate::config::units::show_size;
+use crate::config::units::about_size;
 use crate::contract::Lsn;
 use crate::snapshot::BadSnapshot;
 use crate::source::pgoutput::{DecodeError, EventError, RelationError};
@@ -74,7 +74,7 @@ pub(super) enum Ended {
     )]
     Lagging(Duration),
     /// It keeps too much WAL.
-    #[error("its slot retained {}, more than source.wal.retain_max", show_size(*.0))]
+    #[error("its slot retained {}, more than source.wal.retain_max", about_size(*.0))]
     Retaining(u64),
     /// Creating the slot, or passing the barrier, takes too long.
     #[error(

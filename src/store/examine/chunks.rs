@@ -4,13 +4,10 @@ use tokio_postgres::{Client, Error};
 
 use crate::finding::{Code, Finding, complete, listed, unexamined};
 use crate::postgres::describe;
-use crate::store::chunks::{ChunkState, chunk_state};
+use crate::store::chunks::{ChunkState, EMPTY_TO_START, chunk_state};
 
 /// Codes of [`examine`].
 pub const CODES: &[Code] = &[Code::TailFilled, Code::ChunksShort, Code::ChunkStray];
-
-/// With fewer empty chunks upkeep does not touch the tail any more.
-const EMPTY_MIN: usize = 2;
 
 /// Tables that are named like a chunk and are not attached. Whether they hold rows only their owner may see, so the
 /// planner's estimate must do.
@@ -58,7 +55,8 @@ pub fn judge(state: &ChunkState) -> Vec<Finding> {
             format!("statecast.{}", tail.table),
             format!("it begins at {}, and the sequence stands at {}", tail.lo, state.last_seq),
         )),
-        Some(tail) if empty < EMPTY_MIN => findings.push(Finding::warning(
+        // Upkeep does not touch the tail any more.
+        Some(tail) if empty < EMPTY_TO_START => findings.push(Finding::warning(
             Code::ChunksShort,
             "statecast.outbox",
             format!("{empty} empty chunks are left before its tail, which begins at {}", tail.lo),

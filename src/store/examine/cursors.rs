@@ -3,9 +3,10 @@
 use tokio_postgres::{Client, Error};
 
 use super::lasting;
-use crate::config::units::show_size;
+use crate::config::units::about_size;
 use crate::finding::{Code, Finding, complete};
 use crate::store::chunks::ChunkState;
+use crate::store::lease::lock_sql;
 
 /// Codes of [`examine`].
 pub const CODES: &[Code] = &[Code::CursorStuck];
@@ -26,16 +27,17 @@ pub struct Cursor {
     pub led: bool,
 }
 
-/// The lock's key is that of `store::lease`.
-const CURSORS: &str = "
+const CURSORS: &str = concat!(
+    "
 SELECT c.pipeline, c.floor_seq, (extract(epoch FROM clock_timestamp() - c.updated_at) * 1000)::bigint,
        EXISTS (SELECT FROM pg_locks l
-                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                  AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('statecast:' || c.pipeline, 0))
+         WHERE ",
+    lock_sql!("c.pipeline"),
+    ")
   FROM statecast.cursor c
  ORDER BY c.floor_seq
- LIMIT $1";
+ LIMIT $1"
+);
 
 /// All pipelines of this database.
 ///
@@ -77,7 +79,7 @@ fn found(cursor: &Cursor, state: Option<&ChunkState>) -> Option<Finding> {
     let text = format!(
         "{who}, it was last written {} ago, and stands at seq {floor_seq}: {count} chunks ({}) wait for it",
         lasting(*age_ms),
-        show_size(bytes)
+        about_size(bytes)
     );
     let finding = if count > 0 { Finding::warning } else { Finding::info };
     let remedy = if *led {
@@ -127,7 +129,7 @@ mod tests {
         let found = worst(1, STUCK_MS, false);
         assert_eq!(found.severity, Severity::Warning);
         assert!(
-            found.what.contains("2 chunks (2KiB)") && found.remedy.contains("STATECAST_NAME=old"),
+            found.what.contains("2 chunks (2.0 KiB)") && found.remedy.contains("STATECAST_NAME=old"),
             "{found:?}"
         );
         assert!(worst(11, STUCK_MS, false).what.contains("1 chunks"));

@@ -23,7 +23,9 @@ pub struct Holder {
 }
 
 /// Backends and prepared transactions of other databases do not hold the rows of this one (since PostgreSQL 14); slots and
-/// standbys do. A walsender without a slot passes its standby's feedback on as its own.
+/// standbys do. A walsender without a slot passes its standby's feedback on as its own. A VACUUM, with its parallel workers,
+/// shows a snapshot that no other vacuum waits for. A temporary slot in use is a running stream, such as our own: it ends
+/// with its connection and cannot be dropped before.
 const HOLDERS: &str = "
 SELECT kind, name, detail, age
   FROM (SELECT CASE WHEN r.pid IS NULL THEN 'backend' ELSE 'standby' END AS kind, a.pid::text AS name,
@@ -31,12 +33,13 @@ SELECT kind, name, detail, age
           FROM pg_stat_activity a LEFT JOIN pg_stat_replication r ON r.pid = a.pid
          WHERE a.pid <> pg_backend_pid() AND a.backend_xmin IS NOT NULL
            AND (r.pid IS NOT NULL OR a.datname = current_database())
+           AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid IN (a.pid, a.leader_pid))
         UNION ALL
         SELECT 'slot', slot_name::text, coalesce(plugin::text, slot_type), age(xmin)::bigint
           FROM pg_replication_slots WHERE xmin IS NOT NULL
         UNION ALL
         SELECT 'catalog of slot', slot_name::text, coalesce(plugin::text, slot_type), age(catalog_xmin)::bigint
-          FROM pg_replication_slots WHERE catalog_xmin IS NOT NULL
+          FROM pg_replication_slots WHERE catalog_xmin IS NOT NULL AND NOT (temporary AND active)
         UNION ALL
         SELECT 'prepared', gid, owner::text, age(transaction)::bigint
           FROM pg_prepared_xacts WHERE database = current_database()) h

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, Error};
 
-use crate::config::units::show_size;
+use crate::config::units::about_size;
 use crate::finding::{Code, Finding, complete};
 use crate::store::cursor_admin;
 
@@ -129,7 +129,7 @@ fn place(slot: &Slot) -> String {
 
 fn retains(slot: &Slot) -> String {
     match slot.retained {
-        Some(bytes) => format!("retains {} of WAL", show_size(bytes)),
+        Some(bytes) => format!("retains {} of WAL", about_size(bytes)),
         None => "retains no WAL".to_owned(),
     }
 }

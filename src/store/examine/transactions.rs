@@ -65,9 +65,10 @@ SELECT pid, coalesce(application_name, ''), coalesce(usename::text, ''), coalesc
  ORDER BY xact_start
  LIMIT $2";
 
-/// Without pg_read_all_stats the start of others' transactions is NULL, like their state; their ids are shown.
+/// Without pg_read_all_stats the start of others' transactions is NULL, like their state and type; their ids are shown. The
+/// server's own processes, such as autovacuum's, have no role: they are nobody's open transaction.
 const HIDDEN: &str = "
-SELECT count(*) FILTER (WHERE state IS NULL AND backend_type IS NULL
+SELECT count(*) FILTER (WHERE state IS NULL AND backend_type IS NULL AND usesysid IS NOT NULL
                           AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL)),
        quote_ident(current_user)
   FROM pg_stat_activity

@@ -14,13 +14,11 @@ pub struct SeenType {
     pub event_type: String,
     /// One of its entities, for a routing key that holds the id.
     pub aggregate_id: String,
-    /// Events among those looked at.
-    pub events: i64,
 }
 
 /// The newest rows by the primary key, however large the outbox is.
 const TYPES: &str = "
-SELECT aggregate_type, event_type, max(aggregate_id), count(*)
+SELECT aggregate_type, event_type, max(aggregate_id)
   FROM (SELECT o.aggregate_type, o.event_type, o.aggregate_id
           FROM statecast.outbox o
          ORDER BY o.seq DESC
@@ -40,7 +38,6 @@ pub async fn seen(client: &Client, rows: i64) -> Result<Vec<SeenType>, Error> {
             aggregate_type: row.try_get(0)?,
             event_type: row.try_get(1)?,
             aggregate_id: row.try_get(2)?,
-            events: row.try_get(3)?,
         })
     };
     rows.iter().map(decode).collect()

@@ -74,13 +74,18 @@ SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grante
 
 /// `xmin` has 32 bits: the difference is taken modulo 2^32, and the upper half means "later". `pg_xact_status` fails for ids
 /// of the future, and is NULL for those of long ago. Rows from before a `cursor rebase` came from another server with its ids.
+/// They are left out after the limit, not before it: `recorded_at` has no index, and after a rebase the search for enough
+/// newer rows would read the whole outbox.
 const ROWS: &str = "
-WITH latest AS (
-    SELECT o.seq, o.xid, (o.xmin::text::bigint - (o.xid::text::numeric % 4294967296)::bigint + 4294967296) % 4294967296 AS gap
+WITH newest AS (
+    SELECT o.seq, o.xid, o.recorded_at, o.xmin::text::bigint AS mark
       FROM statecast.outbox o
-     WHERE o.recorded_at > coalesce((SELECT max(a.at) FROM statecast.audit a WHERE a.act = 'cursor rebase'), '-infinity')
      ORDER BY o.seq DESC
      LIMIT $1
+), latest AS (
+    SELECT seq, xid, (mark - (xid::text::numeric % 4294967296)::bigint + 4294967296) % 4294967296 AS gap
+      FROM newest
+     WHERE recorded_at > coalesce((SELECT max(a.at) FROM statecast.audit a WHERE a.act = 'cursor rebase'), '-infinity')
 ), judged AS (
     SELECT seq, gap, xid >= pg_snapshot_xmax(pg_current_snapshot()) AS future,
            CASE WHEN gap = 0 OR xid >= pg_snapshot_xmax(pg_current_snapshot()) THEN false
