@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
+use rustix::process::{Pid, Signal, kill_process};
 use statecast::sandbox::{Rabbitmq, RabbitmqOptions};
 
 use crate::process::Relay;
@@ -252,6 +253,8 @@ impl Nacked {
         stage.silent("StatecastNacked", "nacked").await;
         self.0.publish("customer", "{}").await;
         stage.alarmed("StatecastNacked", "nacked", &relay).await;
+        let paused = "statecast_keys_paused{pipeline=\"nacked\", reason=\"nack\"} > 0";
+        assert!(stage.shown(paused).await, "{}", relay.log());
     }
 }
 
@@ -326,6 +329,7 @@ impl Retained {
             relay.wait_for_metric("statecast_wal_spill_bytes_total", 0.0, LIMIT).await,
             "nothing is spilled"
         );
+        self.falls_behind(stage).await;
         stage.silent("StatecastWalRetained", "retained").await;
         let open = self.0.client().await;
         open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
@@ -333,6 +337,17 @@ impl Retained {
         client.execute(wal, &[]).await.unwrap();
         stage.alarmed("StatecastWalRetained", "retained", &relay).await;
         open.batch_execute("ROLLBACK").await.unwrap();
+    }
+
+    /// For as long as it takes to be seen, and less than `source.wal.lag_max`: its walsender stands still.
+    async fn falls_behind(&self, stage: &Stage) {
+        let sql = "SELECT pid FROM pg_stat_replication WHERE application_name = 'statecast retained stream'";
+        let pid: i32 = self.0.client().await.query_one(sql, &[]).await.unwrap().get(0);
+        let walsender = Pid::from_raw(pid).unwrap();
+        kill_process(walsender, Signal::STOP).unwrap();
+        let shown = stage.shown("statecast_wal_lag_seconds{pipeline=\"retained\"} > 0").await;
+        kill_process(walsender, Signal::CONT).unwrap();
+        assert!(shown, "a stream that stands still is not behind");
     }
 }
 

@@ -125,6 +125,11 @@ impl Stage {
         self.prometheus.wait_for(query, LIMIT).await
     }
 
+    /// Waits until a query has given something for longer than a scrape: a dashboard, which asks for each second, sees it too.
+    pub async fn shown(&self, query: &str) -> bool {
+        self.seen(&format!("count_over_time(({query})[10s:1s]) >= 3")).await
+    }
+
     /// Waits until it does not fire, or the fault would prove nothing; what a start raises ends soon.
     pub async fn silent(&self, alert: &str, pipeline: &str) {
         let silent = format!("absent({})", firing(alert, pipeline));
