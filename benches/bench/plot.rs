@@ -81,7 +81,14 @@ fn bars(
         .x_label_area_size(30)
         .y_label_area_size(330)
         .build_cartesian_2d(0.0..most * 1.05, 0.0..cases.len() as f64)?;
-    chart.configure_mesh().disable_y_mesh().disable_y_axis().draw()?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .x_labels(8)
+        .x_max_light_lines(1)
+        .x_label_formatter(&|rate| rate.to_string())
+        .draw()?;
     for (series, name) in [(0, drain::RELAY), (1, drain::COMPOSITE)] {
         let colour = COLOURS[series];
         let boxes = cases.iter().enumerate().map(|(at, (_, relay, limit))| {
@@ -93,7 +100,12 @@ fn bars(
         let legend = chart.draw_series(boxes)?.label(name);
         legend.legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .draw()?;
     let area = chart.plotting_area();
     for (at, (case, _, _)) in cases.iter().enumerate() {
         let (_, y) = area.map_coordinate(&(0.0, (cases.len() - 1 - at) as f64 + 0.6));
@@ -130,6 +142,7 @@ fn curves(
         .configure_mesh()
         .x_labels(5)
         .x_label_formatter(&|nines| format!("{}", 100.0 - 10f64.powf(2.0 - nines)))
+        .y_label_formatter(&|ms| ms.to_string())
         .x_desc("percentile")
         .y_desc("ms")
         .draw()?;
@@ -142,7 +155,7 @@ fn curves(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE)
         .border_style(BLACK)
         .draw()?;
